@@ -1,0 +1,156 @@
+"""Build the two extensions; everything else about the package stands in pyproject.toml.
+
+The kernels have one translation unit per instruction set. Each is compiled once, with its own flags, and
+linked into `fastxent._core`, which chooses a table of functions at import. An instruction set that the
+compiler does not know is left out, and the build log says so. Environment:
+
+FASTXENT_DEBUG=1                     -O1 -g, assertions, Cython bounds checks
+FASTXENT_SANITIZE=address,undefined  the same under these sanitizers
+FASTXENT_THREADS=0                   a build without threads
+"""
+
+import os
+import shutil
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, PlatformError
+
+PACKAGE = "src/fastxent/"
+KERNELS = PACKAGE + "_kernels/"
+HEADERS = sorted(
+    path.as_posix() for path in Path(PACKAGE).rglob("*") if path.suffix in (".hpp", ".h", ".inc", ".pxd")
+)
+
+SANITIZE = os.environ.get("FASTXENT_SANITIZE", "")
+DEBUG = os.environ.get("FASTXENT_DEBUG", "0") == "1" or bool(SANITIZE)
+THREADS = os.environ.get("FASTXENT_THREADS", "1") != "0"
+
+# Never -ffast-math (loading one such object flushes denormals in the whole process), never -march=native
+# (wheels travel). Without -fno-trapping-math GCC takes `x > 0 ? x + l : l` for control flow in AVX2 loops.
+# CPython's own CFLAGS carry -g, which makes the extension five times as large: hence -g0.
+CFLAGS = ["-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+CFLAGS += ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"] if DEBUG else ["-O3", "-g0"]
+LDFLAGS = []
+if THREADS:
+    CFLAGS.append("-pthread")
+    LDFLAGS.append("-pthread")
+if SANITIZE:
+    CFLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
+    LDFLAGS.append(f"-fsanitize={SANITIZE}")
+MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+MACROS += [] if THREADS else [("FX_NO_THREADS", "1")]
+
+ISA = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+}
+IS_X86_64 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
+PROBE = "typedef float v __attribute__((vector_size({width})));\nvoid probe(v *a) {{ *a = *a * *a + *a; }}\n"
+
+
+class Build(build_ext):
+    """Compile each kernel source with its own flags and hand the objects to the linker of `_core`."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or True
+
+    def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            self.use_clang_cl()
+        known = [isa for isa in ISA if IS_X86_64 and self.accepts(isa)]
+        macros = MACROS + [(f"FX_NO_{isa.upper()}", "1") for isa in ISA if isa not in known]
+        kernels = {f"{KERNELS}{name}.cpp": [] for name in ("team", "isa_baseline")}
+        kernels |= {f"{KERNELS}isa_{isa}.cpp": ISA[isa] for isa in known}
+        compiler = getattr(self.compiler, "compiler_so_cxx", None)
+        record = self.record([compiler, CFLAGS, LDFLAGS, macros, kernels])
+        for ext in self.extensions:
+            ext.define_macros = macros
+            ext.extra_compile_args = self.spelled(CFLAGS)
+            ext.extra_link_args = [] if self.compiler.compiler_type == "msvc" else LDFLAGS
+            ext.depends = [*ext.depends, record]
+        core = next(ext for ext in self.extensions if ext.name == "fastxent._core")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = [pool.submit(self.kernel_object, record, macros, *kernel) for kernel in kernels.items()]
+            core.extra_objects = [job.result() for job in jobs]
+        super().build_extensions()
+
+    def use_clang_cl(self):
+        """Compile with LLVM on Windows: cl.exe has no vector extensions."""
+        clang_cl = shutil.which("clang-cl")
+        if clang_cl is None:
+            raise PlatformError("fastxent needs the vector extensions of GCC or Clang: put clang-cl on PATH")
+        self.compiler.initialize()
+        self.compiler.cc = clang_cl
+
+    def spelled(self, flags):
+        """The flags as this compiler wants them: clang-cl passes GCC's on behind `/clang:`."""
+        if self.compiler.compiler_type != "msvc":
+            return flags
+        return ["/EHsc", *(f"/clang:{flag}" for flag in flags if flag != "-pthread")]
+
+    def accepts(self, isa):
+        """Whether compiler and assembler know the instruction set."""
+        flags = ISA[isa]
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.cpp")
+            source.write_text(PROBE.format(width=64 if isa == "avx512" else 32))
+            try:
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=self.spelled(flags))
+            except CompileError:
+                self.warn(f"the compiler rejects {' '.join(flags)}: building fastxent without {isa} kernels")
+                return False
+        return True
+
+    def record(self, settings):
+        """A file that is rewritten, and so newer than every object, when the settings of the build change."""
+        path = Path(self.build_temp, "settings.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != repr(settings):
+            path.write_text(repr(settings))
+        return str(path)
+
+    def kernel_object(self, record, macros, source, flags):
+        """Path of the object file of one kernel source, compiled if anything it depends on is newer."""
+        target = self.compiler.object_filenames([source], output_dir=self.build_temp)[0]
+        newest = max(os.path.getmtime(path) for path in [source, record, "setup.py", *HEADERS])
+        if self.force or not os.path.exists(target) or os.path.getmtime(target) <= newest:
+            self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                macros=macros,
+                include_dirs=[KERNELS],
+                extra_postargs=self.spelled(CFLAGS + flags),
+            )
+        return target
+
+
+def extension(name):
+    """One Cython module; a changed kernel is a reason to link `_core` again."""
+    return Extension(
+        f"fastxent.{name}",
+        [f"{PACKAGE}{name}.pyx"],
+        include_dirs=[KERNELS, numpy.get_include()],
+        language="c++",
+        depends=["setup.py", *HEADERS, *glob(f"{KERNELS}*.cpp")],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(name) for name in ("_core", "_dense") if os.path.exists(f"{PACKAGE}{name}.pyx")],
+        # Outside the package, and one folder per setting: Cython's up-to-date check does not see directives.
+        build_dir="build/cython-debug" if DEBUG else "build/cython",
+        compiler_directives={"boundscheck": True} if DEBUG else {},
+        show_all_warnings=False,
+    ),
+    cmdclass={"build_ext": Build},
+)

@@ -1,0 +1,63 @@
+"""fastxent: cross-entropy, done once; exact to a few ulp and as fast as memory.
+
+Kernels on arrays and loss objects load with the package; estimators load when first touched.
+"""
+
+import importlib
+
+from ._backend import show_versions
+from .losses import (
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+    sigmoid_cross_entropy,
+    sigmoid_cross_entropy_backward,
+    sigmoid_cross_entropy_forward,
+    sigmoid_cross_entropy_with_grad,
+    softmax_cross_entropy,
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+    softmax_cross_entropy_with_grad,
+)
+
+_LAZY = {
+    "LogisticRegression": "logistic",
+    "MLPClassifier": "mlp",
+    "linear_cross_entropy": "linear",
+    "linear_cross_entropy_with_grad": "linear",
+}
+
+__version__ = "0.1.0.dev0"
+__all__ = [
+    "LogisticRegression",
+    "MLPClassifier",
+    "SigmoidCrossEntropy",
+    "SoftmaxCrossEntropy",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
+    "show_versions",
+    "sigmoid_cross_entropy",
+    "sigmoid_cross_entropy_backward",
+    "sigmoid_cross_entropy_forward",
+    "sigmoid_cross_entropy_with_grad",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
+    "softmax_cross_entropy_forward",
+    "softmax_cross_entropy_with_grad",
+]
+
+
+def __getattr__(name):
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,75 @@
+# What _dense.pyx shares with _core.pyx: the chosen table and the team.
+from libc.stdint cimport int64_t
+
+cdef extern from "table.hpp" namespace "fx" nogil:
+    struct Matrix:
+        char* data
+        Py_ssize_t outer
+        Py_ssize_t cls
+        Py_ssize_t inner
+    struct SoftmaxRows:
+        int storage
+        Py_ssize_t inner
+        Py_ssize_t classes
+        Matrix logits
+        Matrix labels
+        int label_kind
+        Matrix soft
+        Matrix weight
+        const void* class_weight
+        const void* bias
+        double smoothing
+        int exclude
+        int has_ignore
+        int64_t ignore
+        double z_loss
+        double temperature
+        double scale
+        Matrix loss
+        Matrix lse
+        Matrix grad
+        Matrix hess
+        Matrix x
+    struct BlockOut:
+        double loss
+        double total
+        int64_t counted
+        int64_t bad
+    struct Elements:
+        int storage
+        Py_ssize_t cols
+        Matrix values
+        Matrix targets
+        Matrix weight
+        Matrix pos_weight
+        double smoothing
+        double scale
+        Matrix loss
+        Matrix grad
+        Matrix hess
+    struct ElementsOut:
+        double loss
+        double total
+        int64_t bad_target
+        int64_t bad_value
+    ctypedef void (*rows_fn)(const SoftmaxRows*, Py_ssize_t, Py_ssize_t, char*, BlockOut*) noexcept nogil
+    ctypedef void (*elements_fn)(const Elements*, Py_ssize_t, Py_ssize_t, ElementsOut*) noexcept nogil
+    struct Table:
+        const char* name
+        rows_fn softmax[2]
+        rows_fn hvp[2]
+        rows_fn totals[2]
+        elements_fn sigmoid[2]
+        elements_fn binary[2]
+        elements_fn weights[2]
+    Py_ssize_t scratch_of(const SoftmaxRows*)
+    const int LANES
+
+cdef extern from "team.hpp" namespace "fx" nogil:
+    ctypedef void (*block_fn)(void*, Py_ssize_t, int) noexcept nogil
+    ctypedef int (*poll_fn)() noexcept nogil
+
+cdef const Table* kernels() noexcept
+cdef int over_blocks(block_fn run, void* context, Py_ssize_t blocks, int threads) except -1
+cdef int team_size(int asked) noexcept
+cdef int label_kind(object labels) except -1

@@ -1,0 +1,436 @@
+# distutils: language = c++
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True, binding=True, embedsignature=True
+"""Doors to the C++ kernels: the functions of `_core_numpy`, with the same arguments and the same meaning.
+
+A call fills one struct with addresses and strides, cuts the rows into blocks that depend on the shape alone, and runs them
+on the team.  Sums of blocks are added in block order: the same bits for any number of threads.  The caller has checked
+every shape; a label is checked where it is loaded.
+"""
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+import os
+import threading
+
+cdef extern from "dispatch.hpp" namespace "fx" nogil:
+    const Table* choose(const char*)
+    int usable_tables(const Table**)
+    enum: MOST_TABLES
+
+cdef extern from "team.hpp" namespace "fx" nogil:
+    int run_blocks(block_fn, void*, Py_ssize_t, int, poll_fn)
+    int default_threads()
+    bint has_threads()
+
+__all__ = ["binary_elements", "element_totals", "sigmoid_elements", "softmax_hvp", "softmax_rows", "target_totals"]
+
+cnp.import_array()
+
+# Below so many numbers a call stays on its thread: waking a worker costs some 50 us.
+cdef Py_ssize_t ALONE = 1 << 20
+# Numbers per block: small enough to balance, large enough to pay for the counter.
+cdef Py_ssize_t BLOCK = 1 << 16
+
+
+def _usable():
+    cdef const Table* tables[MOST_TABLES]
+    cdef int n = usable_tables(tables), i
+    return [tables[i].name.decode() for i in range(n)]
+
+
+cdef bytes wanted = os.environ.get("FASTXENT_ISA", "").encode()
+cdef const Table* table = choose(wanted)
+if table == NULL:
+    raise ImportError(
+        f"FASTXENT_ISA={wanted.decode()!r}: expected one of {', '.join(_usable())}, which this build has and this CPU runs"
+    )
+
+cdef const Table* kernels() noexcept:
+    return table
+
+
+def info():
+    """What this build has and uses, as a dictionary of plain values."""
+    return {
+        "instruction_set": table.name.decode(),
+        "instruction_sets": _usable(),
+        "threads": bool(has_threads()),
+        "num_threads": default_threads(),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ threads
+
+cdef int poll() noexcept nogil:
+    with gil:
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            global interruption
+            interruption = error
+            return 1
+    return 0
+
+cdef object interruption = None
+
+
+cdef int team_size(int asked) noexcept:
+    return asked if asked > 0 else default_threads()
+
+
+cdef int over_blocks(block_fn run, void* context, Py_ssize_t blocks, int threads) except -1:
+    """Run the blocks; Ctrl-C is heard on the main thread."""
+    global interruption
+    cdef poll_fn listen = NULL
+    cdef int stopped
+    if blocks > 1 and threading.current_thread() is threading.main_thread():
+        listen = poll
+    with nogil:
+        stopped = run_blocks(run, context, blocks, threads, listen)
+    if stopped:
+        error, interruption = interruption, None
+        raise error
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------- arrays
+
+cdef int matrix(Matrix* m, cnp.ndarray a) except -1:
+    """Address and strides of an (outer, classes, inner), (outer, inner) or None array."""
+    if a is None:
+        memset(m, 0, sizeof(Matrix))
+        return 0
+    cdef int ndim = cnp.PyArray_NDIM(a)
+    m.data = <char*>cnp.PyArray_DATA(a)
+    m.outer = cnp.PyArray_STRIDE(a, 0)
+    m.cls = cnp.PyArray_STRIDE(a, 1) if ndim == 3 else 0
+    m.inner = cnp.PyArray_STRIDE(a, ndim - 1)
+    return 0
+
+
+cdef int storage_of(cnp.ndarray a) except -1:
+    cdef int t = cnp.PyArray_TYPE(a)
+    if t == cnp.NPY_FLOAT32: return 0
+    if t == cnp.NPY_FLOAT64: return 1
+    if t == cnp.NPY_FLOAT16: return 2
+    if a.dtype.name == "bfloat16": return 3
+    raise TypeError(f"expected float32, float64, float16 or bfloat16, got {a.dtype}")
+
+
+cdef int label_kind(object labels) except -1:
+    """log2 of the item size, and 4 for signed types."""
+    cdef cnp.ndarray y = labels
+    cdef int t = cnp.PyArray_TYPE(y), size = <int>cnp.PyArray_ITEMSIZE(y), kind = 0
+    if not (cnp.PyTypeNum_ISINTEGER(t) or t == cnp.NPY_BOOL):
+        raise TypeError(f"targets: expected integers, got {y.dtype}")
+    while size > 1:
+        size >>= 1
+        kind += 1
+    return kind + (4 if cnp.PyTypeNum_ISSIGNED(t) and t != cnp.NPY_BOOL else 0)
+
+
+# -------------------------------------------------------------------------------------------------------- softmax
+
+cdef struct Rows:
+    SoftmaxRows call
+    rows_fn run
+    Py_ssize_t rows, step, scratch_size
+    char* scratch
+    BlockOut* out
+
+
+cdef void rows_block(void* context, Py_ssize_t block, int slot) noexcept nogil:
+    cdef Rows* r = <Rows*>context
+    cdef Py_ssize_t begin = block * r.step, end = min(begin + r.step, r.rows)
+    r.run(&r.call, begin, end, r.scratch + slot * r.scratch_size, &r.out[block])
+
+
+cdef int fill(
+    Rows* r, cnp.ndarray logits, cnp.ndarray targets, cnp.ndarray sample_weight, cnp.ndarray class_weight,
+    Py_ssize_t n_classes, object ignore_index
+) except -1:
+    memset(&r.call, 0, sizeof(SoftmaxRows))
+    cdef SoftmaxRows* a = &r.call
+    a.classes = n_classes
+    a.temperature = 1
+    if logits is not None:
+        a.storage = storage_of(logits)
+        matrix(&a.logits, logits)
+    if cnp.PyArray_NDIM(targets) == 2:
+        matrix(&a.labels, targets)
+        a.label_kind = label_kind(targets)
+        a.inner = cnp.PyArray_DIM(targets, 1)
+        # an index beyond int64 equals no label
+        if ignore_index is not None and -(1 << 63) <= ignore_index < 1 << 63:
+            a.has_ignore = 1
+            a.ignore = ignore_index
+    else:
+        matrix(&a.soft, targets)
+        a.inner = cnp.PyArray_DIM(targets, 2)
+    r.rows = cnp.PyArray_DIM(targets, 0) * a.inner
+    matrix(&a.weight, sample_weight)
+    a.class_weight = NULL if class_weight is None else cnp.PyArray_DATA(class_weight)
+    return 0
+
+
+cdef int run_rows(Rows* r, int num_threads, BlockOut* total) except -1:
+    """Run the kernel over all blocks and add their results in order."""
+    cdef Py_ssize_t K = r.call.classes, blocks, b
+    cdef int threads = 1
+    r.step = max(1, BLOCK // K)
+    if r.step >= LANES:
+        r.step = (r.step + LANES - 1) // LANES * LANES
+    if r.call.inner > 1:
+        # whole pieces of the inner axis, so that a group of lanes does not straddle two blocks
+        r.step = max(r.step // r.call.inner, 1) * r.call.inner if r.step >= r.call.inner else r.step
+    blocks = (r.rows + r.step - 1) // r.step
+    if r.rows > ALONE // K:
+        threads = <int>min(team_size(num_threads), blocks)
+    r.scratch_size = (scratch_of(&r.call) * 8 + 127) // 64 * 64
+    cdef BlockOut one
+    r.out = &one if blocks <= 1 else <BlockOut*>malloc(blocks * sizeof(BlockOut))
+    cdef char* memory = <char*>malloc(threads * r.scratch_size + 64)
+    if r.out == NULL or memory == NULL:
+        if r.out != &one: free(r.out)
+        free(memory)
+        raise MemoryError("no memory for the kernel's scratch")
+    r.scratch = memory + (64 - <size_t>memory % 64)
+    memset(total, 0, sizeof(BlockOut))
+    total.bad = -1
+    for b in range(max(blocks, 1)):
+        r.out[b] = total[0]
+    try:
+        if blocks:
+            over_blocks(rows_block, r, blocks, threads)
+            for b in range(blocks):
+                total.loss += r.out[b].loss
+                total.total += r.out[b].total
+                total.counted += r.out[b].counted
+                if total.bad < 0: total.bad = r.out[b].bad
+    finally:
+        free(memory)
+        if r.out != &one: free(r.out)
+    return 0
+
+
+def softmax_rows(
+    cnp.ndarray logits not None,
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    cnp.ndarray class_weight,
+    cnp.ndarray logit_bias,
+    double label_smoothing,
+    bint exclude_target,
+    ignore_index,
+    double z_loss,
+    double temperature,
+    double scale,
+    cnp.ndarray loss_out,
+    cnp.ndarray lse_out,
+    cnp.ndarray grad_out,
+    cnp.ndarray hess_out,
+    int num_threads,
+):
+    """Softmax cross-entropy of every row, with whichever of gradient and Hessian diagonal has a buffer."""
+    cdef Rows r
+    cdef BlockOut total
+    fill(&r, logits, targets, sample_weight, class_weight, cnp.PyArray_DIM(logits, 1), ignore_index)
+    cdef SoftmaxRows* a = &r.call
+    a.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
+    a.smoothing = label_smoothing
+    a.exclude = exclude_target
+    a.z_loss = z_loss
+    a.temperature = temperature
+    a.scale = scale
+    matrix(&a.loss, loss_out)
+    matrix(&a.lse, lse_out)
+    matrix(&a.grad, grad_out)
+    matrix(&a.hess, hess_out)
+    r.run = table.softmax[a.storage == 1]
+    run_rows(&r, num_threads, &total)
+    return total.loss, total.bad
+
+
+def softmax_hvp(
+    cnp.ndarray logits not None,
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    cnp.ndarray class_weight,
+    cnp.ndarray logit_bias,
+    double label_smoothing,
+    bint exclude_target,
+    ignore_index,
+    double z_loss,
+    double temperature,
+    double scale,
+    cnp.ndarray x not None,
+    cnp.ndarray hvp_out not None,
+    int num_threads,
+):
+    """Hessian-vector product of every row: v (c (p x - p (p.x)) + 2 z_loss p (p.x)), times `scale`."""
+    cdef Rows r
+    cdef BlockOut total
+    fill(&r, logits, targets, sample_weight, class_weight, cnp.PyArray_DIM(logits, 1), ignore_index)
+    cdef SoftmaxRows* a = &r.call
+    a.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
+    a.smoothing = label_smoothing
+    a.exclude = exclude_target
+    a.z_loss = z_loss
+    a.temperature = temperature
+    a.scale = scale
+    matrix(&a.x, x)
+    matrix(&a.grad, hvp_out)
+    r.run = table.hvp[a.storage == 1]
+    run_rows(&r, num_threads, &total)
+    return total.bad
+
+
+def target_totals(
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    cnp.ndarray class_weight,
+    Py_ssize_t n_classes,
+    ignore_index,
+    int num_threads,
+):
+    """The denominators of the reductions, and the target check, without touching the logits."""
+    cdef Rows r
+    cdef BlockOut total
+    cdef bint double_precision = False
+    for a in (targets if targets.dtype.kind == "f" else None, sample_weight, class_weight):
+        double_precision |= a is not None and a.dtype.itemsize == 8
+    fill(&r, None, targets, sample_weight, class_weight, n_classes, ignore_index)
+    r.run = table.totals[double_precision]
+    run_rows(&r, num_threads, &total)
+    return total.total, total.counted, total.bad
+
+
+# ------------------------------------------------------------------------------------------------------- elementwise
+
+cdef struct Cells:
+    Elements call
+    elements_fn run
+    Py_ssize_t size, step
+    ElementsOut* out
+
+
+cdef void cells_block(void* context, Py_ssize_t block, int slot) noexcept nogil:
+    cdef Cells* c = <Cells*>context
+    cdef Py_ssize_t begin = block * c.step
+    c.run(&c.call, begin, min(begin + c.step, c.size), &c.out[block])
+
+
+cdef int strides(Matrix* m, cnp.ndarray a) except -1:
+    """Address and strides of a (rows, cols) or None array."""
+    memset(m, 0, sizeof(Matrix))
+    if a is not None:
+        m.data = <char*>cnp.PyArray_DATA(a)
+        m.outer = cnp.PyArray_STRIDE(a, 0)
+        m.cls = cnp.PyArray_STRIDE(a, 1)
+    return 0
+
+
+cdef int run_cells(Cells* c, int num_threads, ElementsOut* total) except -1:
+    cdef Py_ssize_t blocks, b
+    cdef int threads = 1
+    c.step = BLOCK
+    blocks = (c.size + c.step - 1) // c.step
+    if c.size > ALONE:
+        threads = <int>min(team_size(num_threads), blocks)
+    cdef ElementsOut one
+    c.out = &one if blocks <= 1 else <ElementsOut*>malloc(blocks * sizeof(ElementsOut))
+    if c.out == NULL:
+        raise MemoryError("no memory for the sums of blocks")
+    memset(total, 0, sizeof(ElementsOut))
+    total.bad_target = total.bad_value = -1
+    for b in range(max(blocks, 1)):
+        c.out[b] = total[0]
+    try:
+        if blocks:
+            over_blocks(cells_block, c, blocks, threads)
+            for b in range(blocks):
+                total.loss += c.out[b].loss
+                total.total += c.out[b].total
+                if total.bad_target < 0: total.bad_target = c.out[b].bad_target
+                if total.bad_value < 0: total.bad_value = c.out[b].bad_value
+    finally:
+        if c.out != &one: free(c.out)
+    return 0
+
+
+cdef tuple elements(
+    const elements_fn* family, cnp.ndarray values, cnp.ndarray targets, cnp.ndarray sample_weight, cnp.ndarray pos_weight,
+    double label_smoothing, double scale, cnp.ndarray loss_out, cnp.ndarray grad_out, cnp.ndarray hess_out, int num_threads
+):
+    cdef Cells c
+    cdef ElementsOut total
+    cdef Elements* a = &c.call
+    memset(a, 0, sizeof(Elements))
+    a.storage = storage_of(values)
+    a.cols = cnp.PyArray_DIM(values, 1)
+    c.size = cnp.PyArray_SIZE(values)
+    strides(&a.values, values)
+    strides(&a.targets, targets)
+    strides(&a.weight, sample_weight)
+    strides(&a.pos_weight, pos_weight)
+    a.smoothing = label_smoothing
+    a.scale = scale
+    strides(&a.loss, loss_out)
+    strides(&a.grad, grad_out)
+    strides(&a.hess, hess_out)
+    c.run = family[a.storage == 1]
+    run_cells(&c, num_threads, &total)
+    return total.loss, total.bad_target, total.bad_value
+
+
+def sigmoid_elements(
+    cnp.ndarray logits not None,
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    cnp.ndarray pos_weight,
+    double label_smoothing,
+    double scale,
+    cnp.ndarray loss_out,
+    cnp.ndarray grad_out,
+    cnp.ndarray hess_out,
+    int num_threads,
+):
+    """Binary cross-entropy on logits, element by element over 2-D arrays (weights may have strides of 0)."""
+    return elements(table.sigmoid, logits, targets, sample_weight, pos_weight, label_smoothing, scale, loss_out, grad_out,
+                    hess_out, num_threads)
+
+
+def binary_elements(
+    cnp.ndarray probabilities not None,
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    cnp.ndarray pos_weight,
+    double label_smoothing,
+    double scale,
+    cnp.ndarray loss_out,
+    cnp.ndarray grad_out,
+    cnp.ndarray hess_out,
+    int num_threads,
+):
+    """Binary cross-entropy on probabilities, without a clamp: -(pi y log p + (1 - y) log(1 - p))."""
+    return elements(table.binary, probabilities, targets, sample_weight, pos_weight, label_smoothing, scale, loss_out,
+                    grad_out, hess_out, num_threads)
+
+
+def element_totals(cnp.ndarray targets not None, cnp.ndarray sample_weight, int num_threads):
+    """Sum of the weights (element count without weights), and first target outside [0, 1] or -1; 2-D arrays."""
+    cdef Cells c
+    cdef ElementsOut total
+    cdef Elements* a = &c.call
+    memset(a, 0, sizeof(Elements))
+    a.storage = storage_of(targets)
+    a.cols = cnp.PyArray_DIM(targets, 1)
+    c.size = cnp.PyArray_SIZE(targets)
+    strides(&a.targets, targets)
+    strides(&a.weight, sample_weight)
+    c.run = table.weights[a.storage == 1]
+    run_cells(&c, num_threads, &total)
+    return total.total, total.bad_target

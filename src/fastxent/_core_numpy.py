@@ -1,0 +1,372 @@
+"""The kernels in plain NumPy: the specification that `_core.pyx` and the GPU backend repeat, and the fallback.
+
+Every function has the same name, arguments and meaning in each backend.  The caller owns every buffer (arguments
+ending in `_out`; None where an output is not wanted) and has checked every shape.  Logits lie as (outer, classes,
+inner): row i is the pair (outer, inner), so that the class axis may stand anywhere without a transposed copy.
+Arithmetic is in the logits' dtype (float16 and bfloat16 in float32); sums over rows are float64.
+
+Stable forms, used by all backends.  With m = max u, e_k = exp(u_k - m), rest = sum of e without one maximum,
+    loss  = log1p(rest) + (m - u_y)                 no cancellation: both terms are >= 0
+    g_k   = e_k / (1 + rest)                        k != y
+    g_y   = -(sum of e without y) / (1 + rest)      never p_y - 1
+The rounding of u - m is amplified by |u - m| in exp(u - m) (500 ulp at -700), so its remainder is carried along.
+"""
+
+import numpy as np
+
+__all__ = [
+    "binary_elements",
+    "element_totals",
+    "sigmoid_elements",
+    "softmax_hvp",
+    "softmax_rows",
+    "target_totals",
+]
+
+
+def softmax_rows(
+    logits,
+    targets,
+    sample_weight,
+    class_weight,
+    logit_bias,
+    label_smoothing,
+    exclude_target,
+    ignore_index,
+    z_loss,
+    temperature,
+    scale,
+    loss_out,
+    lse_out,
+    grad_out,
+    hess_out,
+    num_threads,
+):
+    """Softmax cross-entropy of every row, with whichever of gradient and Hessian diagonal has a buffer.
+
+    `scale` multiplies gradient and Hessian, not the losses.  Rows that are ignored or have weight 0 give loss 0 and
+    gradient 0 whatever their logits are.  A bad label makes its row NaN.
+
+    Returns
+    -------
+    (float, int)
+        The sum of the weighted losses, and the first row (outer * inner order) with a bad target, or -1.
+    """
+    n_classes = logits.shape[1]
+    rows = _softmax(logits, logit_bias, temperature)
+    label, target, weight, bad = _targets(
+        targets, n_classes, rows.u.dtype, sample_weight, class_weight, label_smoothing, exclude_target, ignore_index
+    )
+    total = target.sum(axis=1)
+    lse = rows.lse
+    loss = total * rows.log_sum + _product(target, rows.m[:, None] - rows.u).sum(axis=1)
+    coefficient = total
+    if z_loss:
+        loss += z_loss * lse * lse
+        coefficient = total + 2 * z_loss * lse
+    loss *= weight
+    dead = weight == 0
+    loss[dead] = 0
+    if loss_out is not None:
+        loss_out[...] = loss.reshape(loss_out.shape)
+    if lse_out is not None:
+        lse_out[...] = lse.reshape(lse_out.shape)
+    if grad_out is not None:
+        grad = _product(rows.p, coefficient[:, None]) - target
+        if label is not None and not label_smoothing:
+            at = label[:, None]
+            without_y = np.take_along_axis(rows.one_minus_p, at, 1)
+            tail = -total[:, None] * without_y
+            if z_loss:
+                tail += _product(np.take_along_axis(rows.p, at, 1), (coefficient - total)[:, None])
+            np.put_along_axis(grad, at, tail, 1)
+        _store(grad_out, grad, weight * (scale / temperature), dead)
+    if hess_out is not None:
+        hess = _product(rows.p * rows.one_minus_p, coefficient[:, None])
+        if z_loss:
+            hess += 2 * z_loss * rows.p * rows.p
+        _store(hess_out, hess, weight * (scale / temperature**2), dead)
+    return float(loss.sum(dtype=np.float64)), bad
+
+
+def softmax_hvp(
+    logits,
+    targets,
+    sample_weight,
+    class_weight,
+    logit_bias,
+    label_smoothing,
+    exclude_target,
+    ignore_index,
+    z_loss,
+    temperature,
+    scale,
+    x,
+    hvp_out,
+    num_threads,
+):
+    """Hessian-vector product of every row: v (c (p x - p (p.x)) + 2 z_loss p (p.x)), times `scale`.
+
+    Returns the first row with a bad target, or -1.
+    """
+    n_classes = logits.shape[1]
+    rows = _softmax(logits, logit_bias, temperature)
+    _, target, weight, bad = _targets(
+        targets, n_classes, rows.u.dtype, sample_weight, class_weight, label_smoothing, exclude_target, ignore_index
+    )
+    x = _rows(x).astype(rows.u.dtype, copy=False)
+    mean = (rows.p * x).sum(axis=1, keepdims=True)
+    total = target.sum(axis=1, keepdims=True)
+    lse = (rows.m + rows.log_sum)[:, None]  # finite for a row of one +inf, whose product does not depend on it
+    product = (total + 2 * z_loss * lse if z_loss else total) * rows.p * (x - mean)
+    if z_loss:
+        product += 2 * z_loss * rows.p * mean
+    _store(hvp_out, product, weight * (scale / temperature**2), weight == 0)
+    return bad
+
+
+def target_totals(targets, sample_weight, class_weight, n_classes, ignore_index, num_threads):
+    """The denominators of the reductions, and the target check, without touching the logits.
+
+    Returns
+    -------
+    (float, int, int)
+        sum_i v_i sum_k w_k t_ik over un-smoothed targets; rows that are not ignored; first bad row or -1.
+    """
+    dtype = np.dtype(np.float64)
+    label, target, weight, bad = _targets(
+        targets, n_classes, dtype, sample_weight, class_weight, 0.0, False, ignore_index
+    )
+    ignored = 0 if label is None or ignore_index is None else int(np.count_nonzero(targets == ignore_index))
+    counted = len(target) - ignored
+    live = weight != 0
+    with np.errstate(invalid="ignore"):
+        total = target.sum(axis=1)[live] * np.where(np.isnan(weight), 1, weight)[live]
+    return float(total.sum()), counted, bad
+
+
+def sigmoid_elements(
+    logits,
+    targets,
+    sample_weight,
+    pos_weight,
+    label_smoothing,
+    scale,
+    loss_out,
+    grad_out,
+    hess_out,
+    num_threads,
+):
+    """Binary cross-entropy on logits, element by element over 2-D arrays (weights may have strides of 0).
+
+    v (pi y sp(-z) + (1 - y) sp(z)) with sp(z) = max(z, 0) + log1p(exp(-|z|)); sigma(z) and sigma(-z) each come from
+    exp(-|z|), never from 1 - sigma.
+
+    Returns
+    -------
+    (float, int, int)
+        The sum of the losses; the first element (in C order) whose target lies outside [0, 1], or -1; -1.
+    """
+    z = _compute(logits)
+    y, not_y = _smoothed(targets.astype(z.dtype, copy=False), label_smoothing)
+    if pos_weight is not None:
+        y = y * pos_weight.astype(z.dtype, copy=False)
+    e = np.exp(-np.abs(z))
+    tail = np.log1p(e)
+    big = 1 / (1 + e)
+    small = e * big
+    positive = np.where(z > 0, big, small)  # sigma(z)
+    negative = np.where(z > 0, small, big)  # sigma(-z)
+    loss = _product(y, np.maximum(-z, 0) + tail) + _product(not_y, np.maximum(z, 0) + tail)
+    grad = not_y * positive - y * negative
+    hess = (y + not_y) * positive * negative
+    total = _elements_out(z, sample_weight, scale, (loss, grad, hess), (loss_out, grad_out, hess_out))
+    return total, _first(~((targets >= 0) & (targets <= 1))), -1
+
+
+def binary_elements(
+    probabilities,
+    targets,
+    sample_weight,
+    pos_weight,
+    label_smoothing,
+    scale,
+    loss_out,
+    grad_out,
+    hess_out,
+    num_threads,
+):
+    """Binary cross-entropy on probabilities, without a clamp: -(pi y log p + (1 - y) log(1 - p)).
+
+    Returns
+    -------
+    (float, int, int)
+        The sum of the losses; the first element whose target, and whose probability, lies outside [0, 1], or -1.
+    """
+    p = _compute(probabilities)
+    y, not_y = _smoothed(targets.astype(p.dtype, copy=False), label_smoothing)
+    difference = p - y
+    if pos_weight is not None:
+        y = y * pos_weight.astype(p.dtype, copy=False)
+        difference = not_y * p - y * (1 - p)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loss = -_product(y, np.log(p)) - _product(not_y, np.log1p(-p))
+        inside = (p > 0) & (p < 1)
+        # p - y cancels exactly where it should; at the ends of [0, 1] one of the two terms has no limit problem
+        ends = _quotient(not_y, 1 - p) - _quotient(y, p)
+        grad = np.where(inside, difference / (p * (1 - p)), ends)
+        hess = _quotient(y, p * p) + _quotient(not_y, (1 - p) * (1 - p))
+    total = _elements_out(p, sample_weight, scale, (loss, grad, hess), (loss_out, grad_out, hess_out))
+    return total, _first(~((targets >= 0) & (targets <= 1))), _first(~((p >= 0) & (p <= 1)))
+
+
+def element_totals(targets, sample_weight, num_threads):
+    """Sum of the weights (element count without weights), and first target outside [0, 1] or -1; 2-D arrays."""
+    total = float(targets.size) if sample_weight is None else float(sample_weight.sum(dtype=np.float64))
+    return total, _first(~((targets >= 0) & (targets <= 1)))
+
+
+class _softmax:
+    """Rows of logits as numbers: u, m, log1p(rest), lse, p, and 1 - p without cancellation."""
+
+    def __init__(self, logits, logit_bias, temperature):
+        u = _compute(_rows(logits))
+        if temperature != 1:
+            u = u * u.dtype.type(1 / temperature)
+        if logit_bias is not None:
+            u = u + logit_bias
+        m = u.max(axis=1)
+        infinite = None
+        if not np.isfinite(m).all():
+            u, m, infinite = _limits(u, m)
+        at = u.argmax(axis=1)[:, None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            d = u - m[:, None]
+            back = d - u
+            remainder = (u - (d - back)) - (m[:, None] + back)
+            e = np.exp(d)
+            e += np.where(np.isfinite(remainder), e * remainder, 0)
+        without = e.copy()
+        np.put_along_axis(without, at, 0, 1)
+        rest = without.sum(axis=1, dtype=np.float64, keepdims=True)
+        total = rest + np.take_along_axis(e, at, 1)
+        self.u, self.m = u, m
+        self.log_sum = np.log1p(rest[:, 0].astype(u.dtype))
+        self.lse = m + self.log_sum
+        if infinite is not None:
+            self.lse[infinite] = np.inf
+        self.p = (e / total).astype(u.dtype)
+        self.one_minus_p = ((total - e) / total).astype(u.dtype)
+        np.put_along_axis(self.one_minus_p, at, (rest / total).astype(u.dtype), 1)
+
+
+def _limits(u, m):
+    """Rows whose maximum is not finite: a single +inf takes all the probability, any other such row is NaN."""
+    u, m = u.copy(), m.copy()
+    infinite = np.isposinf(m) & (np.count_nonzero(np.isposinf(u), axis=1) == 1)
+    odd = ~np.isfinite(m) & ~infinite
+    u[infinite] = np.where(np.isposinf(u[infinite]), 0, -np.inf)
+    m[infinite] = 0
+    u[odd] = m[odd] = np.nan
+    return u, m, infinite
+
+
+def _targets(
+    targets, n_classes, dtype, sample_weight, class_weight, label_smoothing, exclude_target, ignore_index
+):
+    """Labels (None if soft), weighted and smoothed targets q, weight of every row, first bad row or -1.
+
+    The weight is 0 where a row is ignored and NaN where its label is no class: such a row's numbers are those of
+    class 0 until the weight makes them NaN.
+    """
+    label = None
+    weight = np.ones(targets.size if targets.ndim == 2 else targets.size // n_classes, dtype)
+    if sample_weight is not None:
+        weight = _flat(sample_weight).astype(dtype)
+    if targets.ndim == 2:
+        given = _flat(targets)
+        wrong = (given < 0) | (given >= n_classes)
+        label = np.where(wrong, 0, given).astype(np.int64)
+        if ignore_index is not None:
+            ignored = given == ignore_index
+            wrong &= ~ignored
+            weight[ignored] = 0
+        weight[wrong] = np.nan
+        t = np.zeros((len(label), n_classes), dtype)
+        np.put_along_axis(t, label[:, None], 1, 1)
+    else:
+        t = _rows(targets).astype(dtype)
+        wrong = ~(t >= 0).all(axis=1)
+    if label_smoothing:
+        if exclude_target:
+            other = label_smoothing / (n_classes - 1) if n_classes > 1 else 0.0
+            t = (1 - label_smoothing) * t + other * (1 - t)
+        else:
+            t = (1 - label_smoothing) * t + label_smoothing / n_classes
+    if class_weight is not None:
+        t = t * class_weight.astype(dtype, copy=False)
+    return label, t.astype(dtype, copy=False), weight, _first(wrong)
+
+
+def _rows(a):
+    """(outer, classes, inner) as (rows, classes)."""
+    return np.moveaxis(a, 1, 2).reshape(-1, a.shape[1])
+
+
+def _flat(a):
+    return a.reshape(-1)
+
+
+def _compute(a):
+    return a.astype(np.float32) if a.dtype.itemsize == 2 else a
+
+
+def _product(a, b):
+    """a * b where a factor of 0 annihilates an infinite one."""
+    with np.errstate(invalid="ignore"):
+        product = a * b
+    return np.where((a == 0) & ~np.isnan(b), 0, product).astype(product.dtype, copy=False)
+
+
+def _quotient(a, b):
+    """a / b where a numerator of 0 gives 0."""
+    return np.where((a == 0) & ~np.isnan(b), 0, a / b).astype(a.dtype, copy=False)
+
+
+def _store(out, rows, factor, dead):
+    rows *= factor[:, None].astype(rows.dtype, copy=False)
+    rows[dead] = 0
+    outer, n_classes, inner = out.shape
+    out[...] = np.moveaxis(rows.reshape(outer, inner, n_classes), 2, 1)
+
+
+def _first(wrong):
+    """Flat index of the first True, or -1."""
+    return int(wrong.argmax()) if wrong.any() else -1
+
+
+def _smoothed(y, label_smoothing):
+    """Smoothed y and its complement, each without cancellation."""
+    if not label_smoothing:
+        return y, 1 - y
+    half = label_smoothing / 2
+    return (1 - label_smoothing) * y + half, (1 - label_smoothing) * (1 - y) + half
+
+
+def _elements_out(z, sample_weight, scale, values, outs):
+    loss, grad, hess = values
+    factor = scale
+    if sample_weight is not None:
+        weight = sample_weight.astype(z.dtype, copy=False)
+        dead = np.broadcast_to(weight == 0, z.shape)
+        loss = np.where(dead, 0, loss * weight).astype(z.dtype)
+        grad = np.where(dead, 0, grad * weight)
+        hess = np.where(dead, 0, hess * weight)
+    loss_out, grad_out, hess_out = outs
+    if loss_out is not None:
+        loss_out[...] = loss
+    if grad_out is not None:
+        grad_out[...] = grad * z.dtype.type(factor)
+    if hess_out is not None:
+        hess_out[...] = hess * z.dtype.type(factor)
+    return float(loss.sum(dtype=np.float64))

@@ -1,0 +1,2 @@
+#define FX_NS avx2
+#include "isa.inc"

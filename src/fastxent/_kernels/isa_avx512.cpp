@@ -1,0 +1,2 @@
+#define FX_NS avx512
+#include "isa.inc"

@@ -1,0 +1,2 @@
+#define FX_NS baseline
+#include "isa.inc"

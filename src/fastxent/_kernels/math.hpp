@@ -1,0 +1,191 @@
+// exp and log1p as vector code: no calls, no branches, no tables.  One source for every instruction set: GCC's vector
+// extensions at the width that FX_BYTES gives.
+//
+// The rounding of u - m is amplified by |u - m| in e^(u-m) (64 ulp at -80 in float, 500 in double).  So nothing inexact
+// is subtracted: d = u - c with c = m where that is exact (|m| >= shift_from, Sterbenz) and c = 0 otherwise; what is left
+// of the shift is a power of two, folded into the exponent for nothing.  A guard of 2^26 (2^58) keeps every sum normal;
+// it cancels in e / sum.  Below the clamp the exponent field is 0 and the result exactly 0.  NaN stays NaN.
+#if defined(__AVX512F__)
+#define FX_BYTES 64
+#elif defined(__AVX__)
+#define FX_BYTES 32
+#else
+#define FX_BYTES 16
+#endif
+#define FX_INLINE static inline __attribute__((always_inline))
+
+namespace FX_NS { namespace {
+
+template <class T> struct Num;
+template <> struct Num<float> {
+  typedef uint32_t U; typedef int32_t I;
+  static constexpr int mant = 23, bias = 127, guard = 26;
+  static constexpr float magic = 12582912.f, log2e = 1.44269504088896341f, ln2hi = 0x1.62e4p-1f, ln2lo = 0x1.7f7d1cp-20f,
+                         ln2 = 0.693147180559945309f, shift_from = 208.f, unguard = 0x1p-26f;
+};
+template <> struct Num<double> {
+  typedef uint64_t U; typedef int64_t I;
+  static constexpr int mant = 52, bias = 1023, guard = 58;
+  static constexpr double magic = 6755399441055744.0, log2e = 1.44269504088896340736, ln2hi = 0x1.62e42fefa3p-1,
+                          ln2lo = 0x1.3de6af278ece6p-42, ln2 = 0.693147180559945309417, shift_from = 1492.0,
+                          unguard = 0x1p-58;
+};
+
+template <class T> struct Vec {
+  enum { N = FX_BYTES / sizeof(T) };
+  typedef typename Num<T>::I I; typedef typename Num<T>::U U;
+  typedef T V __attribute__((vector_size(FX_BYTES)));
+  typedef I IV __attribute__((vector_size(FX_BYTES)));
+  typedef U UV __attribute__((vector_size(FX_BYTES)));
+  typedef V Loose __attribute__((aligned(1), may_alias));        // a vector anywhere in memory
+};
+
+static inline uint32_t bits(float f) { uint32_t u; __builtin_memcpy(&u, &f, 4); return u; }
+static inline uint64_t bits(double f) { uint64_t u; __builtin_memcpy(&u, &f, 8); return u; }
+static inline float from_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
+static inline double from_bits(uint64_t u) { double f; __builtin_memcpy(&f, &u, 8); return f; }
+
+// e^f = 1 + f + f^2 q(f) on |f| <= ln2/2: minimax, 0.06 ulp (float), 0.04 ulp (double)
+template <class X> FX_INLINE X exp_poly(X f, float) {
+  X q = 1.382511342e-03f * f + 8.369384333e-03f; q = q * f + 4.166823253e-02f; q = q * f + 1.666651517e-01f;
+  q = q * f + 4.999999404e-01f;
+  return (q * f + 1.f) * f + 1.f;
+}
+template <class X> FX_INLINE X exp_poly(X f, double) {
+  X q = 0x1.ad99d06215d60p-26 * f + 0x1.28b1f6dcf5223p-22; q = q * f + 0x1.71df1a807ca31p-19;
+  q = q * f + 0x1.a019953731fa3p-16; q = q * f + 0x1.a01a012c9d99ap-13; q = q * f + 0x1.6c16c185ee6b7p-10;
+  q = q * f + 0x1.1111111127c70p-7; q = q * f + 0x1.5555555550069p-5; q = q * f + 0x1.55555555554f8p-3;
+  q = q * f + 0x1.000000000000bp-1;
+  return (q * f + 1.) * f + 1.;
+}
+
+// The exact shift of a row with maximum m (one number, or a vector of rows).
+template <class T> struct Shift { T c, lo; typename Num<T>::U add; };
+template <class T> FX_INLINE Shift<T> shift_of(T m) {
+  typedef Num<T> C; Shift<T> s;
+  s.c = (m < 0 ? -m : m) >= C::shift_from ? m : T(0);
+  const T t = (m - s.c) * C::log2e + C::magic;
+  s.lo = ((t - C::magic) - T(C::bias + C::guard)) * C::ln2;
+  s.add = (typename C::U)(C::bias + C::guard) - bits(t);            // the bits of magic cancel against those in exp_of
+  return s;
+}
+template <class T> struct VShift { typename Vec<T>::V c, lo; typename Vec<T>::UV add; };
+template <class T> FX_INLINE VShift<T> splat(const Shift<T>& s) {
+  VShift<T> v; v.c = typename Vec<T>::V{} + s.c; v.lo = typename Vec<T>::V{} + s.lo; v.add = typename Vec<T>::UV{} + s.add;
+  return v;
+}
+template <class T> FX_INLINE VShift<T> shift_of_lanes(typename Vec<T>::V m) {
+  typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; VShift<T> s;
+  const V size = m < 0 ? -m : m;
+  s.c = size >= C::shift_from ? m : V{};
+  const V t = (m - s.c) * C::log2e + C::magic;
+  s.lo = ((t - C::magic) - T(C::bias + C::guard)) * C::ln2;
+  s.add = (typename C::U)(C::bias + C::guard) - (UV)t;
+  return s;
+}
+// e^(u-m) * 2^guard.  The clamp is written so that NaN passes; exponents are unsigned, for the bits of a NaN may wrap.
+template <class T> FX_INLINE typename Vec<T>::V exp_of(typename Vec<T>::V u, const VShift<T>& s) {
+  typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV;
+  V d = u - s.c; d = d < s.lo ? s.lo : d;
+  const V t = d * C::log2e + C::magic, n = t - C::magic;
+  V f = d - n * C::ln2hi; f = f - n * C::ln2lo;
+  return exp_poly(f, T()) * (V)(((UV)t + s.add) << C::mant);
+}
+template <class T> FX_INLINE T exp_of(T u, const Shift<T>& s) {
+  typedef Num<T> C;
+  T d = u - s.c; d = d < s.lo ? s.lo : d;
+  const T t = d * C::log2e + C::magic, n = t - C::magic;
+  T f = d - n * C::ln2hi; f = f - n * C::ln2lo;
+  return exp_poly(f, T()) * from_bits((typename C::U)((bits(t) + s.add) << C::mant));
+}
+// e^d for d <= 0 without a shift
+template <class T> FX_INLINE typename Vec<T>::V exp_of_negative(typename Vec<T>::V d) {
+  return exp_of<T>(d, splat<T>(shift_of<T>(0))) * Num<T>::unguard;
+}
+
+// (log1p(f) - f) and the like on [-1/4, 1/2]
+template <class X> FX_INLINE X log_poly(X f, float) {
+  X q = -4.520768300e-02f * f + 1.048343107e-01f; q = q * f - 1.317050755e-01f; q = q * f + 1.447832882e-01f;
+  q = q * f - 1.664632708e-01f; q = q * f + 1.999071836e-01f; q = q * f - 2.500011921e-01f; q = q * f + 3.333345354e-01f;
+  q = q * f - 5.000000000e-01f;
+  return q * f * f + f;
+}
+template <class X> FX_INLINE X log_poly(X f, double) {
+  const X s = f / (2. + f), t = s * s;
+  X q = 0x1.3af32d8740c6ap-3 * t + 0x1.384c0d305a613p-3; q = q * t + 0x1.7475392498068p-3; q = q * t + 0x1.c71bff4b86805p-3;
+  q = q * t + 0x1.249249b565872p-2; q = q * t + 0x1.99999998ec24ep-2; q = q * t + 0x1.5555555555787p-1;
+  return f - s * (f - t * q);                                      // keeps the leading term exact: 2s = f - s f
+}
+// log(1 + x), x >= 0 finite: 1 + x = 2^k (1 + f), f in [-1/4, 1/2), f = x 2^-k + (2^-k - 1).  k becomes a number by
+// adding magic: int64 -> double does not exist before AVX-512.
+template <class T> FX_INLINE typename Vec<T>::V log1p_of(typename Vec<T>::V x) {
+  typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; typedef typename C::U U;
+  const V u = T(1) + x;
+  const UV e = ((UV)u - bits(T(0.75))) & ~(((U)1 << C::mant) - 1);
+  const V h = (V)(bits(T(1)) - e), f = x * h + (h - T(1));
+  const V k = (V)((e >> C::mant) + bits(T(C::magic))) - C::magic;
+  return k * C::ln2hi + (k * C::ln2lo + log_poly(f, T()));
+}
+template <class T> FX_INLINE T log1p_of(T x) {
+  typedef Num<T> C; typedef typename C::U U;
+  const T u = T(1) + x;
+  const U e = (bits(u) - bits(T(0.75))) & ~(((U)1 << C::mant) - 1);
+  const T h = from_bits((U)(bits(T(1)) - e)), f = x * h + (h - T(1));
+  const T k = from_bits((U)((e >> C::mant) + bits(T(C::magic)))) - C::magic;
+  return k * C::ln2hi + (k * C::ln2lo + log_poly(f, T()));
+}
+
+// float16 and bfloat16 bits <-> float, rounding to nearest even; NaN stays NaN
+struct half_t { uint16_t b; };
+struct bfloat_t { uint16_t b; };
+FX_INLINE float widen(bfloat_t x) { return from_bits((uint32_t)x.b << 16); }
+FX_INLINE float widen(half_t x) {
+  const uint32_t sign = (uint32_t)(x.b & 0x8000u) << 16, rest = (uint32_t)(x.b & 0x7fffu) << 13;
+  // the exponent is rebiased by a multiplication, which is exact and also brings denormals and (2^16 and up) infinities right
+  const float scaled = from_bits(rest) * 0x1p112f;
+  const uint32_t big = rest >= 0x0f800000u ? 0x7f800000u | rest : bits(scaled);
+  return from_bits(sign | big);
+}
+FX_INLINE void narrow(float x, bfloat_t* o) {
+  const uint32_t u = bits(x), round = u + 0x7fffu + ((u >> 16) & 1u);
+  o->b = (uint16_t)(((u & 0x7fffffffu) > 0x7f800000u ? u | 0x400000u : round) >> 16);
+}
+FX_INLINE void narrow(float x, half_t* o) {
+  const uint32_t u = bits(x), sign = (u >> 16) & 0x8000u, size = u & 0x7fffffffu;
+  const uint32_t normal = (size + 0xfffu + ((size >> 13) & 1u) - 0x38000000u) >> 13;        // rebias, round to even
+  const uint32_t tiny = bits(from_bits(size) + 0.5f) - 0x3f000000u;                         // the adder aligns denormals
+  const uint32_t finite = size < 0x38800000u ? tiny : normal;
+  o->b = (uint16_t)(sign | (size > 0x7f800000u ? 0x7e00u : size >= 0x477ff000u ? 0x7c00u : finite));
+}
+
+// Numbers of one storage type as arithmetic ones and back.  Arithmetic in double implies storage in double.
+template <class T> FX_INLINE bool stored_as_is(int storage) { return sizeof(T) == 8 || storage == fx::FLOAT; }
+template <class T> FX_INLINE ptrdiff_t item_size(int storage) { return sizeof(T) == 8 ? 8 : storage == fx::FLOAT ? 4 : 2; }
+template <class T> FX_INLINE T number_at(int storage, const char* p) {
+  if (stored_as_is<T>(storage)) { T v; __builtin_memcpy(&v, p, sizeof v); return v; }
+  uint16_t b; __builtin_memcpy(&b, p, 2);
+  return storage == fx::HALF ? widen(half_t{b}) : widen(bfloat_t{b});
+}
+template <class T> FX_INLINE void number_to(int storage, T v, char* p) {
+  if (stored_as_is<T>(storage)) { __builtin_memcpy(p, &v, sizeof v); return; }
+  half_t h; bfloat_t b;
+  if (storage == fx::HALF) { narrow((float)v, &h); __builtin_memcpy(p, &h, 2); } else { narrow((float)v, &b); __builtin_memcpy(p, &b, 2); }
+}
+template <class S, class T> static inline void widen_as(const char* from, ptrdiff_t n, T* to) {
+  for (ptrdiff_t k = 0; k < n; k++) to[k] = widen(((const S*)from)[k]);
+}
+template <class S, class T> static inline void narrow_as(const T* from, ptrdiff_t n, char* to) {
+  for (ptrdiff_t k = 0; k < n; k++) narrow((float)from[k], (S*)to + k);
+}
+template <class T> static void widen_run(int storage, const char* from, ptrdiff_t n, T* to) {
+  if (stored_as_is<T>(storage)) __builtin_memcpy(to, from, n * sizeof(T));
+  else if (storage == fx::HALF) widen_as<half_t>(from, n, to);
+  else widen_as<bfloat_t>(from, n, to);
+}
+template <class T> static void narrow_run(int storage, const T* from, ptrdiff_t n, char* to) {
+  if (stored_as_is<T>(storage)) __builtin_memcpy(to, from, n * sizeof(T));
+  else if (storage == fx::HALF) narrow_as<half_t>(from, n, to);
+  else narrow_as<bfloat_t>(from, n, to);
+}
+
+}}  // namespace

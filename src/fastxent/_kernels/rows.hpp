@@ -1,0 +1,114 @@
+// What the softmax kernels share: addressing rows, loading labels and weights, the algebra of targets, and the limits.
+namespace FX_NS { namespace {
+using fx::Matrix; using fx::SoftmaxRows; using fx::BlockOut;
+
+// A run of rows that lie evenly: rows [i, i + count) start at `at`, `stride` bytes apart.
+struct Run { char* at; ptrdiff_t count, stride; };
+FX_INLINE Run run_at(const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n) {
+  if (inner == 1) return {m.data + i * m.outer, n, m.outer};
+  const ptrdiff_t o = i / inner, s = i % inner;
+  return {m.data + o * m.outer + s * m.inner, n < inner - s ? n : inner - s, m.inner};
+}
+template <class T> static inline void load_rows(const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n, T* out) {
+  while (n > 0) {
+    const Run run = run_at(m, inner, i, n);
+    for (ptrdiff_t k = 0; k < run.count; k++) __builtin_memcpy(out + k, run.at + k * run.stride, sizeof(T));
+    out += run.count; i += run.count; n -= run.count;
+  }
+}
+template <class T> static inline void store_rows(const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n, const T* from) {
+  while (n > 0) {
+    const Run run = run_at(m, inner, i, n);
+    for (ptrdiff_t k = 0; k < run.count; k++) __builtin_memcpy(run.at + k * run.stride, from + k, sizeof(T));
+    from += run.count; i += run.count; n -= run.count;
+  }
+}
+template <class I> static inline void widen_labels(const char* p, ptrdiff_t stride, ptrdiff_t n, int64_t* out) {
+  if (stride == (ptrdiff_t)sizeof(I)) {
+    for (ptrdiff_t i = 0; i < n; i++) { I v; __builtin_memcpy(&v, p + i * (ptrdiff_t)sizeof(I), sizeof(I)); out[i] = (int64_t)v; }
+  } else {
+    for (ptrdiff_t i = 0; i < n; i++) { I v; __builtin_memcpy(&v, p + i * stride, sizeof(I)); out[i] = (int64_t)v; }
+  }
+}
+// Labels of any integer type as int64, a block at a time: kernels are never instantiated per label type.  A uint64 beyond
+// int64 becomes negative, which is no class either.
+static void load_labels(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t* out) {
+  while (n > 0) {
+    const Run run = run_at(a->labels, a->inner, i, n);
+    const char* p = run.at; const ptrdiff_t s = run.stride, c = run.count;
+    switch (a->label_kind) {
+      case 0: widen_labels<uint8_t>(p, s, c, out); break;  case 1: widen_labels<uint16_t>(p, s, c, out); break;
+      case 2: widen_labels<uint32_t>(p, s, c, out); break; case 3: widen_labels<uint64_t>(p, s, c, out); break;
+      case 4: widen_labels<int8_t>(p, s, c, out); break;   case 5: widen_labels<int16_t>(p, s, c, out); break;
+      case 6: widen_labels<int32_t>(p, s, c, out); break;  default: widen_labels<int64_t>(p, s, c, out);
+    }
+    out += c; i += c; n -= c;
+  }
+}
+// Labels checked and weights of rows [i, i + n).  A label that is no class becomes 0, so that nothing is read or written out
+// of bounds, and its row's weight NaN; the weight of an ignored row is 0.
+template <class T> static inline void take_rows(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t* y, T* weight, BlockOut* out) {
+  if (a->weight.data) load_rows(a->weight, a->inner, i, n, weight);
+  else for (ptrdiff_t r = 0; r < n; r++) weight[r] = 1;
+  if (!a->labels.data) { for (ptrdiff_t r = 0; r < n; r++) y[r] = 0; out->counted += n; return; }
+  load_labels(a, i, n, y);
+  const int64_t K = a->classes, ignore = a->ignore, has = a->has_ignore; int64_t odd = 0, skipped = 0;
+  for (ptrdiff_t r = 0; r < n; r++) {
+    const int64_t skip = has & (y[r] == ignore);
+    odd |= (int64_t)((uint64_t)y[r] >= (uint64_t)K) | skip; skipped += skip;
+  }
+  if (odd) {
+    for (ptrdiff_t r = n; r-- > 0;) {
+      const bool skip = has && y[r] == ignore, wrong = (uint64_t)y[r] >= (uint64_t)K;
+      if (skip) weight[r] = 0;
+      else if (wrong) { weight[r] = T(__builtin_nan("")); if (out->bad < 0 || out->bad > i + r) out->bad = i + r; }
+      if (wrong) y[r] = 0;
+    }
+  }
+  out->counted += n - skipped;
+}
+
+// q_k = w_k (alpha t_k + beta); for a label, q_y = w_y top and q_k = w_k beta
+template <class T> struct Target {
+  T alpha, beta, top, zeta, grad_scale, hess_scale; double weight_sum; const T* w;
+  explicit Target(const SoftmaxRows* a) {
+    const double s = a->smoothing, K = (double)a->classes;
+    const double b = a->exclude ? (K > 1 ? s / (K - 1) : 0) : s / K;
+    beta = T(b); alpha = T(a->exclude ? 1 - s - b : 1 - s); top = T(a->exclude ? 1 - s : 1 - s + b);
+    zeta = T(a->z_loss); w = (const T*)a->class_weight; weight_sum = K;
+    if (w) { weight_sum = 0; for (ptrdiff_t k = 0; k < a->classes; k++) weight_sum += w[k]; }
+    const double inverse = 1 / a->temperature;
+    grad_scale = T(a->scale * inverse); hess_scale = T(a->scale * inverse * inverse);
+  }
+};
+
+// The rows of the limits, whose maximum is not finite: one +inf takes all the probability, any other such row is NaN.
+// Fills g[k * step], h[k * step] where not null; returns the loss (weight included).
+template <class T> __attribute__((noinline, cold)) static T limit_row(
+    const SoftmaxRows* a, const Target<T>& target, ptrdiff_t i, int64_t y, T weight, T* g, T* h, ptrdiff_t step, T* lse) {
+  const ptrdiff_t K = a->classes, inner = a->inner; const T inf = T(__builtin_inf()), inverse = T(1 / a->temperature);
+  const char* const zp = run_at(a->logits, inner, i, 1).at; const char* const tp = a->soft.data ? run_at(a->soft, inner, i, 1).at : 0;
+  const T* bias = (const T*)a->bias; ptrdiff_t at = -1, count = 0; bool nan = weight != weight;
+  for (ptrdiff_t k = 0; k < K; k++) {
+    T u = number_at<T>(a->storage, zp + k * a->logits.cls) * inverse; if (bias) u += bias[k];
+    nan |= u != u; if (u == inf) { at = k; count++; }
+  }
+  if (nan || count != 1) {
+    const T q = T(__builtin_nan(""));
+    for (ptrdiff_t k = 0; k < K; k++) { if (g) g[k * step] = q; if (h) h[k * step] = q; }
+    *lse = q; return q;
+  }
+  T others = 0;
+  for (ptrdiff_t k = 0; k < K; k++) {
+    const T w = target.w ? target.w[k] : T(1);
+    const T q = w * (tp ? target.alpha * *(const T*)(tp + k * a->soft.cls) + target.beta : k == y ? target.top : target.beta);
+    if (k != at) others += q;
+    if (g) g[k * step] = k == at ? T(0) : -q * weight * target.grad_scale;
+    if (h) h[k * step] = k == at ? 2 * target.zeta * weight * target.hess_scale : T(0);
+  }
+  if (g) g[at * step] = (target.zeta > 0 ? inf : others) * weight * target.grad_scale;
+  *lse = inf;
+  return others > 0 || target.zeta > 0 ? inf * weight : T(0);
+}
+
+}}  // namespace

@@ -1,0 +1,73 @@
+// What every instruction set offers to the doors (_core.pyx, _dense.pyx): plain structs and a table of functions.
+// Nothing here emits code: the translation units of the instruction sets share no symbol but their table.
+//
+// Precision: storage float, double, float16 or bfloat16; arithmetic float (double for double); sums over rows double.
+// Strides are in bytes and may be 0 or negative.  A row is a pair (outer, inner); row i is (i / inner, i % inner).
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace fx {
+
+enum Storage { FLOAT = 0, DOUBLE = 1, HALF = 2, BFLOAT = 3 };   // of logits, gradients and Hessians
+
+struct Matrix {                     // rows and classes somewhere in memory; data null: absent
+  char* data;
+  ptrdiff_t outer, cls, inner;
+};
+
+struct SoftmaxRows {
+  int storage;
+  ptrdiff_t inner, classes;
+  Matrix logits;
+  Matrix labels; int label_kind;    // log2(itemsize) | 4 if signed; cls unused
+  Matrix soft;                      // soft targets in the dtype of the arithmetic
+  Matrix weight;                    // one per row, in the dtype of the arithmetic
+  const void *class_weight, *bias;  // (classes,) in the dtype of the arithmetic, or null
+  double smoothing; int exclude;    // smoothing over all classes, or over all but the target
+  int has_ignore; int64_t ignore;
+  double z_loss, temperature, scale;
+  Matrix loss, lse, grad, hess;     // outputs; loss and lse in the dtype of the arithmetic
+  Matrix x;                         // Hessian-vector product only: grad = H x
+};
+
+struct BlockOut { double loss, total; int64_t counted, bad; };   // bad: first row with a bad target, or -1
+
+struct Elements {                   // (rows, cols), the last axis of values, targets, grad and hess contiguous
+  int storage;
+  ptrdiff_t cols;
+  Matrix values, targets;           // outer: stride of a row; the rest unused
+  Matrix weight, pos_weight;        // outer, cls: strides of rows and columns
+  double smoothing, scale;
+  Matrix loss, grad, hess;
+};
+
+struct ElementsOut { double loss, total; int64_t bad_target, bad_value; };
+
+typedef void (*rows_fn)(const SoftmaxRows*, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut*);
+typedef void (*elements_fn)(const Elements*, ptrdiff_t begin, ptrdiff_t end, ElementsOut*);
+
+struct Table {
+  const char* name;
+  rows_fn softmax[2], hvp[2], totals[2];          // by arithmetic: float, double
+  elements_fn sigmoid[2], binary[2], weights[2];
+};
+
+// Rows of few classes, or classes that are not contiguous, go through blocks of transposed rows: lanes are rows.
+enum { FEW = 64, LANES = 32, MOST_LANES = 256 };
+
+static inline bool in_lanes(const SoftmaxRows* a) {
+  const ptrdiff_t item = a->storage == DOUBLE ? 8 : a->storage == FLOAT ? 4 : 2, wide = a->storage == DOUBLE ? 8 : 4;
+  return a->classes <= FEW || a->logits.cls != item || (a->grad.data && a->grad.cls != item) ||
+         (a->hess.data && a->hess.cls != item) || (a->soft.data && a->soft.cls != wide);
+}
+// Rows per group: as many as keep the scratch in the second-level cache, for then each class is read in longer pieces.
+static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
+  ptrdiff_t lanes = LANES;
+  if (a->inner >= 2 * LANES) while (lanes < MOST_LANES && 2 * lanes * a->classes <= 32768 && 2 * lanes <= a->inner) lanes *= 2;
+  return lanes;
+}
+// Numbers of scratch that a kernel wants per thread.
+static inline ptrdiff_t scratch_of(const SoftmaxRows* a) { return 3 * a->classes * (in_lanes(a) ? lanes_of(a) : 1); }
+
+}  // namespace fx
