@@ -1,0 +1,26 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+__all__ = ["linear_pass"]
+
+def linear_pass(
+    X: NDArray[Any],
+    W: NDArray[Any],
+    b: NDArray[Any] | None,
+    binary: bool,
+    targets: NDArray[Any],
+    sample_weight: NDArray[Any] | None,
+    class_weight: NDArray[Any] | None,
+    label_smoothing: float,
+    exclude_target: bool,
+    ignore_index: int | None,
+    z_loss: float,
+    temperature: float,
+    scale: float,
+    bounds: NDArray[Any],
+    block_rows: int,
+    dW_out: NDArray[Any] | None,
+    db_out: NDArray[Any] | None,
+    num_threads: int,
+) -> tuple[float, int]: ...

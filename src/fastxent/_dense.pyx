@@ -1,0 +1,274 @@
+# distutils: language = c++
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True, binding=True, embedsignature=True
+"""Whatever calls BLAS: the fused pass of a linear layer and its loss over dense X.
+
+For a block of rows, Z = X_b W + b; the row kernel replaces Z by the gradient of its losses; dW += X_b' Z.  The caller runs
+this with BLAS on one thread: the team stands outside, over segments of blocks, and a segment's sums are float64 and added in
+order.  BLAS is scipy's, fetched when first wanted (importing it costs 0.1 s, so `_core` must not).
+"""
+cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from fastxent._core cimport (
+    BlockOut, Elements, ElementsOut, Matrix, SoftmaxRows, elements_fn, kernels, label_kind, over_blocks, rows_fn, scratch_of,
+    team_size,
+)
+
+__all__ = ["linear_pass"]
+
+cnp.import_array()
+
+ctypedef void (*gemm_fn)(char*, char*, int*, int*, int*, void*, void*, int*, void*, int*, void*, void*, int*) noexcept nogil
+
+cdef gemm_fn sgemm = NULL
+cdef gemm_fn dgemm = NULL
+
+
+cdef int load_blas() except -1:
+    global sgemm, dgemm
+    if sgemm == NULL:
+        from scipy.linalg import cython_blas
+
+        single, double = cython_blas.__pyx_capi__["sgemm"], cython_blas.__pyx_capi__["dgemm"]
+        dgemm = <gemm_fn>PyCapsule_GetPointer(double, PyCapsule_GetName(double))
+        sgemm = <gemm_fn>PyCapsule_GetPointer(single, PyCapsule_GetName(single))
+    return 0
+
+
+cdef struct Pass:
+    gemm_fn gemm
+    bint single, binary, by_columns          # float32; one logit per row; X in Fortran order
+    Py_ssize_t n, block_rows, segments
+    int d, K, ldx
+    char* X
+    void* W
+    void* b
+    const Py_ssize_t* bounds                 # (segments + 1,) rows
+    rows_fn rows
+    elements_fn elements
+    SoftmaxRows call
+    Elements cells
+    char* memory                             # per slot: Z, part, scratch
+    Py_ssize_t slot_bytes, z_bytes, part_bytes
+    double* dW                               # (segments, d, K), zeroed
+    double* db                               # (segments, K), zeroed
+    BlockOut* out
+    bint want_grad
+
+
+cdef Matrix rows_from(Matrix m, Py_ssize_t start) noexcept nogil:
+    if m.data != NULL:
+        m.data += start * m.outer
+    return m
+
+
+cdef void segment(void* context, Py_ssize_t s, int slot) noexcept nogil:
+    cdef Pass* p = <Pass*>context
+    cdef char* memory = p.memory + slot * p.slot_bytes
+    cdef char* Z = memory
+    cdef char* part = memory + p.z_bytes
+    cdef char* scratch = part + p.part_bytes
+    cdef Py_ssize_t item = 4 if p.single else 8, start = p.bounds[s], stop = p.bounds[s + 1], i, j
+    cdef double* dW = p.dW + s * p.d * p.K
+    cdef double* db = p.db + s * p.K
+    cdef SoftmaxRows call = p.call
+    cdef Elements cells = p.cells
+    cdef ElementsOut one
+    cdef BlockOut* out = &p.out[s]
+    cdef char N = b"N", T = b"T"
+    cdef char* forward = &T if p.by_columns else &N
+    cdef char* backward = &N if p.by_columns else &T
+    cdef float one_f = 1, zero_f = 0
+    cdef double one_d = 1, zero_d = 0
+    cdef void* unit = <void*>&one_f if p.single else <void*>&one_d
+    cdef void* zero = <void*>&zero_f if p.single else <void*>&zero_d
+    cdef int m
+    cdef char* x
+    while start < stop:
+        m = <int>min(p.block_rows, stop - start)
+        x = p.X + start * (item if p.by_columns else p.ldx * item)
+        p.gemm(&N, forward, &p.K, &m, &p.d, unit, p.W, &p.K, x, &p.ldx, zero, Z, &p.K)
+        if p.b != NULL:
+            if p.single: add_row(<float*>Z, <float*>p.b, m, p.K)
+            else: add_row(<double*>Z, <double*>p.b, m, p.K)
+        if p.binary:
+            cells.cols = m
+            cells.values.data = Z
+            cells.grad.data = Z if p.want_grad else NULL
+            cells.targets = p.cells.targets
+            cells.targets.data += start * item
+            cells.weight = p.cells.weight
+            if cells.weight.data != NULL: cells.weight.data += start * cells.weight.cls
+            one.loss = one.total = 0
+            one.bad_target = one.bad_value = -1
+            p.elements(&cells, 0, m, &one)
+            out.loss += one.loss
+            if out.bad < 0 and one.bad_target >= 0: out.bad = start + one.bad_target
+        else:
+            call.logits.data = Z
+            call.grad.data = Z if p.want_grad else NULL
+            call.labels = rows_from(p.call.labels, start)
+            call.soft = rows_from(p.call.soft, start)
+            call.weight = rows_from(p.call.weight, start)
+            i = out.bad
+            out.bad = -1
+            p.rows(&call, 0, m, scratch, out)
+            out.bad = i if i >= 0 else (out.bad + start if out.bad >= 0 else -1)
+        if p.want_grad:
+            p.gemm(&N, backward, &p.K, &p.d, &m, unit, Z, &p.K, x, &p.ldx, zero, part, &p.K)
+            if p.single:
+                add_to(<float*>part, dW, <Py_ssize_t>p.d * p.K)
+                add_rows(<float*>Z, db, m, p.K)
+            else:
+                add_to(<double*>part, dW, <Py_ssize_t>p.d * p.K)
+                add_rows(<double*>Z, db, m, p.K)
+        start += m
+
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef void add_row(real* Z, const real* b, Py_ssize_t m, Py_ssize_t K) noexcept nogil:
+    cdef Py_ssize_t i, k
+    for i in range(m):
+        for k in range(K):
+            Z[i * K + k] += b[k]
+
+
+cdef void add_rows(const real* Z, double* total, Py_ssize_t m, Py_ssize_t K) noexcept nogil:
+    cdef Py_ssize_t i, k
+    for i in range(m):
+        for k in range(K):
+            total[k] += Z[i * K + k]
+
+
+cdef void add_to(const real* part, double* total, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        total[i] += part[i]
+
+
+def linear_pass(
+    cnp.ndarray X not None,
+    cnp.ndarray W not None,
+    cnp.ndarray b,
+    bint binary,
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    cnp.ndarray class_weight,
+    double label_smoothing,
+    bint exclude_target,
+    ignore_index,
+    double z_loss,
+    double temperature,
+    double scale,
+    cnp.ndarray bounds not None,
+    Py_ssize_t block_rows,
+    cnp.ndarray dW_out,
+    cnp.ndarray db_out,
+    int num_threads,
+):
+    """Sum of the losses of X W + b over all rows, and its gradients, one pass over X.
+
+    Parameters
+    ----------
+    X : ndarray (n, d), float32 or float64, rows or columns contiguous
+    W : ndarray (d, K), C order, dtype of X
+    b : ndarray (K,), dtype of X, or None
+    binary : bool
+        K = 1 and binary cross-entropy with `targets` (n,) in [0, 1] and `sample_weight` (n,); otherwise softmax
+        cross-entropy with the arguments of `softmax_rows`: labels (n, 1) or soft targets (n, K, 1), weights (n, 1).
+    bounds : ndarray (segments + 1,) of intp
+        Rows where segments begin; each segment's float64 sums are added in order.
+    dW_out, db_out : ndarray (segments, d, K) and (segments, K), float64, C order, zeroed; or both None
+        One partial sum per segment.
+    num_threads : int
+        0: the default.
+
+    Returns
+    -------
+    (float, int)
+        Sum of the losses; first row with a bad target, or -1.
+    """
+    load_blas()
+    cdef Pass p
+    memset(&p, 0, sizeof(Pass))
+    cdef bint single = cnp.PyArray_TYPE(X) == cnp.NPY_FLOAT32
+    cdef Py_ssize_t item = 4 if single else 8, longest = 0, s
+    p.single, p.binary = single, binary
+    p.gemm = sgemm if single else dgemm
+    p.n, p.d, p.K = cnp.PyArray_DIM(X, 0), <int>cnp.PyArray_DIM(X, 1), <int>cnp.PyArray_DIM(W, 1)
+    # One row or one column may carry any stride: BLAS wants a leading dimension that is large enough.
+    p.by_columns = cnp.PyArray_STRIDE(X, 1) != item and p.d > 1
+    p.ldx = <int>(cnp.PyArray_STRIDE(X, 1 if p.by_columns else 0) // item)
+    p.ldx = max(p.ldx, <int>p.n if p.by_columns else p.d, 1)
+    p.X, p.W = <char*>cnp.PyArray_DATA(X), cnp.PyArray_DATA(W)
+    p.b = NULL if b is None else cnp.PyArray_DATA(b)
+    p.bounds = <const Py_ssize_t*>cnp.PyArray_DATA(bounds)
+    p.segments = cnp.PyArray_DIM(bounds, 0) - 1
+    p.block_rows = block_rows
+    p.want_grad = dW_out is not None
+    p.dW = <double*>cnp.PyArray_DATA(dW_out) if p.want_grad else NULL
+    p.db = <double*>cnp.PyArray_DATA(db_out) if p.want_grad else NULL
+    cdef SoftmaxRows* call = &p.call
+    cdef Elements* cells = &p.cells
+    if binary:
+        p.elements = kernels().sigmoid[0 if single else 1]
+        cells.storage = 0 if single else 1
+        cells.smoothing, cells.scale = label_smoothing, scale
+        cells.targets.data = <char*>cnp.PyArray_DATA(targets)
+        if sample_weight is not None:
+            cells.weight.data = <char*>cnp.PyArray_DATA(sample_weight)
+            cells.weight.cls = cnp.PyArray_STRIDE(sample_weight, 0)
+    else:
+        p.rows = kernels().softmax[0 if single else 1]
+        call.storage = 0 if single else 1
+        call.inner, call.classes = 1, p.K
+        call.logits.outer, call.logits.cls = p.K * item, item
+        call.grad = call.logits
+        if cnp.PyArray_NDIM(targets) == 2:
+            call.labels.data = <char*>cnp.PyArray_DATA(targets)
+            call.labels.outer = cnp.PyArray_STRIDE(targets, 0)
+            call.label_kind = label_kind(targets)
+            if ignore_index is not None and -(1 << 63) <= ignore_index < 1 << 63:
+                call.has_ignore, call.ignore = 1, ignore_index
+        else:
+            call.soft.data = <char*>cnp.PyArray_DATA(targets)
+            call.soft.outer, call.soft.cls = cnp.PyArray_STRIDE(targets, 0), cnp.PyArray_STRIDE(targets, 1)
+        if sample_weight is not None:
+            call.weight.data = <char*>cnp.PyArray_DATA(sample_weight)
+            call.weight.outer = cnp.PyArray_STRIDE(sample_weight, 0)
+        call.class_weight = NULL if class_weight is None else cnp.PyArray_DATA(class_weight)
+        call.smoothing, call.exclude, call.z_loss = label_smoothing, exclude_target, z_loss
+        call.temperature, call.scale = temperature, scale
+    cdef int threads = <int>min(max(team_size(num_threads), 1), max(p.segments, 1))
+    for s in range(p.segments):
+        longest = max(longest, p.bounds[s + 1] - p.bounds[s])
+    p.z_bytes = (min(block_rows, longest) * p.K * item + 63) // 64 * 64
+    p.part_bytes = (<Py_ssize_t>p.d * p.K * item + 63) // 64 * 64 if p.want_grad else 0
+    p.slot_bytes = p.z_bytes + p.part_bytes + (0 if binary else (scratch_of(call) * 8 + 127) // 64 * 64)
+    cdef char* memory = <char*>malloc(threads * p.slot_bytes + 64)
+    p.out = <BlockOut*>malloc((p.segments + 1) * sizeof(BlockOut))
+    if memory == NULL or p.out == NULL:
+        free(memory)
+        free(p.out)
+        raise MemoryError("no memory for a block of logits")
+    p.memory = memory + (64 - <size_t>memory % 64)
+    memset(p.out, 0, (p.segments + 1) * sizeof(BlockOut))
+    cdef double total = 0
+    cdef Py_ssize_t bad = -1
+    for s in range(p.segments):
+        p.out[s].bad = -1
+    try:
+        over_blocks(segment, &p, p.segments, threads)
+        for s in range(p.segments):
+            total += p.out[s].loss
+            if bad < 0: bad = p.out[s].bad
+    finally:
+        free(memory)
+        free(p.out)
+    return total, bad
