@@ -146,7 +146,7 @@ def extension(name):
 
 setup(
     ext_modules=cythonize(
-        [extension(name) for name in ("_core", "_dense") if os.path.exists(f"{PACKAGE}{name}.pyx")],
+        [extension("_core"), extension("_dense")],
         # Outside the package, and one folder per setting: Cython's up-to-date check does not see directives.
         build_dir="build/cython-debug" if DEBUG else "build/cython",
         compiler_directives={"boundscheck": True} if DEBUG else {},

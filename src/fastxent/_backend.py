@@ -78,7 +78,7 @@ def show_versions():
     fastxent...
     """
     d = describe()
-    width = 16
+    width = 22
     print(f"{'fastxent':<{width}}{d['fastxent']}")
     print(f"{'python':<{width}}{d['python']}")
     print(f"{'platform':<{width}}{d['platform']}")

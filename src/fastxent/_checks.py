@@ -78,8 +78,9 @@ def per_base(base):
 def array(values, name):
     """Anything array-like as a native, aligned array, without a copy where it is one already."""
     if type(values) is not np.ndarray:
+        foreign = not isinstance(values, np.ndarray) and hasattr(values, "__dlpack__") and not hasattr(values, "__array__")
         try:
-            values = np.asarray(values)
+            values = np.from_dlpack(values) if foreign else np.asarray(values)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{name}: expected an array-like of numbers: {error}") from None
     dtype = values.dtype
@@ -269,6 +270,8 @@ def output(out, like, name="out"):
         raise TypeError(f"{name}: expected dtype {like.dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    if out.size and any(step == 0 and length > 1 for step, length in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"{name}: expected an element for every result, got one that repeats (a stride of 0)")
     return out
 
 

@@ -9,6 +9,9 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         Py_ssize_t inner
     struct SoftmaxRows:
         int storage
+        int family
+        double a
+        double b
         Py_ssize_t inner
         Py_ssize_t classes
         Matrix logits
@@ -72,4 +75,4 @@ cdef extern from "team.hpp" namespace "fx" nogil:
 cdef const Table* kernels() noexcept
 cdef int over_blocks(block_fn run, void* context, Py_ssize_t blocks, int threads) except -1
 cdef int team_size(int asked) noexcept
-cdef int label_kind(object labels) except -1
+cdef int set_labels(SoftmaxRows* call, object labels, object ignore_index) except -1

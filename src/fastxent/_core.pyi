@@ -29,6 +29,9 @@ def softmax_rows(
     grad_out: NDArray[Any] | None,
     hess_out: NDArray[Any] | None,
     num_threads: int,
+    family: str = "cross_entropy",
+    a: float = 0.0,
+    b: float = 0.0,
 ) -> tuple[float, int]: ...
 def softmax_hvp(
     logits: NDArray[Any],
@@ -45,6 +48,9 @@ def softmax_hvp(
     x: NDArray[Any],
     hvp_out: NDArray[Any],
     num_threads: int,
+    family: str = "cross_entropy",
+    a: float = 0.0,
+    b: float = 0.0,
 ) -> int: ...
 def target_totals(
     targets: NDArray[Any],

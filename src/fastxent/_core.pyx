@@ -33,6 +33,8 @@ cnp.import_array()
 cdef Py_ssize_t ALONE = 1 << 20
 # Numbers per block: small enough to balance, large enough to pay for the counter.
 cdef Py_ssize_t BLOCK = 1 << 16
+# Blocks whose sums are kept at a time: memory stays bounded for any number of rows.
+cdef Py_ssize_t MOST_BLOCKS = 1 << 13
 
 
 def _usable():
@@ -47,6 +49,10 @@ if table == NULL:
     raise ImportError(
         f"FASTXENT_ISA={wanted.decode()!r}: expected one of {', '.join(_usable())}, which this build has and this CPU runs"
     )
+
+# Members of the family L = f(p_y), by the names of the NumPy twin.
+cdef dict FAMILIES = {"cross_entropy": 0, "focal": 1, "linear": 2, "power": 3}
+
 
 cdef const Table* kernels() noexcept:
     return table
@@ -120,16 +126,22 @@ cdef int storage_of(cnp.ndarray a) except -1:
     raise TypeError(f"expected float32, float64, float16 or bfloat16, got {a.dtype}")
 
 
-cdef int label_kind(object labels) except -1:
-    """log2 of the item size, and 4 for signed types."""
+cdef int set_labels(SoftmaxRows* call, object labels, object ignore_index) except -1:
+    """Address, kind (log2 of the item size, and 4 for signed types) and ignored value of labels (outer, inner)."""
     cdef cnp.ndarray y = labels
+    matrix(&call.labels, y)
     cdef int t = cnp.PyArray_TYPE(y), size = <int>cnp.PyArray_ITEMSIZE(y), kind = 0
     if not (cnp.PyTypeNum_ISINTEGER(t) or t == cnp.NPY_BOOL):
         raise TypeError(f"targets: expected integers, got {y.dtype}")
     while size > 1:
         size >>= 1
         kind += 1
-    return kind + (4 if cnp.PyTypeNum_ISSIGNED(t) and t != cnp.NPY_BOOL else 0)
+    call.label_kind = kind + (4 if cnp.PyTypeNum_ISSIGNED(t) and t != cnp.NPY_BOOL else 0)
+    # An index beyond the labels' type equals no label; as int64, a large uint64 would look negative.
+    if ignore_index is not None and (0 if call.label_kind == 3 else -(1 << 63)) <= ignore_index < 1 << 63:
+        call.has_ignore = 1
+        call.ignore = ignore_index
+    return 0
 
 
 # -------------------------------------------------------------------------------------------------------- softmax
@@ -137,14 +149,14 @@ cdef int label_kind(object labels) except -1:
 cdef struct Rows:
     SoftmaxRows call
     rows_fn run
-    Py_ssize_t rows, step, scratch_size
+    Py_ssize_t rows, step, first, scratch_size
     char* scratch
     BlockOut* out
 
 
 cdef void rows_block(void* context, Py_ssize_t block, int slot) noexcept nogil:
     cdef Rows* r = <Rows*>context
-    cdef Py_ssize_t begin = block * r.step, end = min(begin + r.step, r.rows)
+    cdef Py_ssize_t begin = (r.first + block) * r.step, end = min(begin + r.step, r.rows)
     r.run(&r.call, begin, end, r.scratch + slot * r.scratch_size, &r.out[block])
 
 
@@ -160,13 +172,8 @@ cdef int fill(
         a.storage = storage_of(logits)
         matrix(&a.logits, logits)
     if cnp.PyArray_NDIM(targets) == 2:
-        matrix(&a.labels, targets)
-        a.label_kind = label_kind(targets)
+        set_labels(a, targets, ignore_index)
         a.inner = cnp.PyArray_DIM(targets, 1)
-        # an index beyond int64 equals no label
-        if ignore_index is not None and -(1 << 63) <= ignore_index < 1 << 63:
-            a.has_ignore = 1
-            a.ignore = ignore_index
     else:
         matrix(&a.soft, targets)
         a.inner = cnp.PyArray_DIM(targets, 2)
@@ -178,7 +185,7 @@ cdef int fill(
 
 cdef int run_rows(Rows* r, int num_threads, BlockOut* total) except -1:
     """Run the kernel over all blocks and add their results in order."""
-    cdef Py_ssize_t K = r.call.classes, blocks, b
+    cdef Py_ssize_t K = r.call.classes, blocks, kept, b
     cdef int threads = 1
     r.step = max(1, BLOCK // K)
     if r.step >= LANES:
@@ -191,7 +198,8 @@ cdef int run_rows(Rows* r, int num_threads, BlockOut* total) except -1:
         threads = <int>min(team_size(num_threads), blocks)
     r.scratch_size = (scratch_of(&r.call) * 8 + 127) // 64 * 64
     cdef BlockOut one
-    r.out = &one if blocks <= 1 else <BlockOut*>malloc(blocks * sizeof(BlockOut))
+    kept = min(blocks, MOST_BLOCKS)
+    r.out = &one if blocks <= 1 else <BlockOut*>malloc(kept * sizeof(BlockOut))
     cdef char* memory = <char*>malloc(threads * r.scratch_size + 64)
     if r.out == NULL or memory == NULL:
         if r.out != &one: free(r.out)
@@ -200,16 +208,19 @@ cdef int run_rows(Rows* r, int num_threads, BlockOut* total) except -1:
     r.scratch = memory + (64 - <size_t>memory % 64)
     memset(total, 0, sizeof(BlockOut))
     total.bad = -1
-    for b in range(max(blocks, 1)):
-        r.out[b] = total[0]
+    r.first = 0
     try:
-        if blocks:
-            over_blocks(rows_block, r, blocks, threads)
-            for b in range(blocks):
+        while r.first < blocks:
+            kept = min(blocks - r.first, MOST_BLOCKS)
+            memset(r.out, 0, kept * sizeof(BlockOut))
+            for b in range(kept): r.out[b].bad = -1
+            over_blocks(rows_block, r, kept, threads)
+            for b in range(kept):
                 total.loss += r.out[b].loss
                 total.total += r.out[b].total
                 total.counted += r.out[b].counted
                 if total.bad < 0: total.bad = r.out[b].bad
+            r.first += kept
     finally:
         free(memory)
         if r.out != &one: free(r.out)
@@ -233,23 +244,27 @@ def softmax_rows(
     cnp.ndarray grad_out,
     cnp.ndarray hess_out,
     int num_threads,
+    str family="cross_entropy",
+    double a=0.0,
+    double b=0.0,
 ):
     """Softmax cross-entropy of every row, with whichever of gradient and Hessian diagonal has a buffer."""
     cdef Rows r
     cdef BlockOut total
     fill(&r, logits, targets, sample_weight, class_weight, cnp.PyArray_DIM(logits, 1), ignore_index)
-    cdef SoftmaxRows* a = &r.call
-    a.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
-    a.smoothing = label_smoothing
-    a.exclude = exclude_target
-    a.z_loss = z_loss
-    a.temperature = temperature
-    a.scale = scale
-    matrix(&a.loss, loss_out)
-    matrix(&a.lse, lse_out)
-    matrix(&a.grad, grad_out)
-    matrix(&a.hess, hess_out)
-    r.run = table.softmax[a.storage == 1]
+    cdef SoftmaxRows* call = &r.call
+    call.family, call.a, call.b = FAMILIES[family], a, b
+    call.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
+    call.smoothing = label_smoothing
+    call.exclude = exclude_target
+    call.z_loss = z_loss
+    call.temperature = temperature
+    call.scale = scale
+    matrix(&call.loss, loss_out)
+    matrix(&call.lse, lse_out)
+    matrix(&call.grad, grad_out)
+    matrix(&call.hess, hess_out)
+    r.run = table.softmax[call.storage == 1]
     run_rows(&r, num_threads, &total)
     return total.loss, total.bad
 
@@ -269,21 +284,25 @@ def softmax_hvp(
     cnp.ndarray x not None,
     cnp.ndarray hvp_out not None,
     int num_threads,
+    str family="cross_entropy",
+    double a=0.0,
+    double b=0.0,
 ):
     """Hessian-vector product of every row: v (c (p x - p (p.x)) + 2 z_loss p (p.x)), times `scale`."""
     cdef Rows r
     cdef BlockOut total
     fill(&r, logits, targets, sample_weight, class_weight, cnp.PyArray_DIM(logits, 1), ignore_index)
-    cdef SoftmaxRows* a = &r.call
-    a.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
-    a.smoothing = label_smoothing
-    a.exclude = exclude_target
-    a.z_loss = z_loss
-    a.temperature = temperature
-    a.scale = scale
-    matrix(&a.x, x)
-    matrix(&a.grad, hvp_out)
-    r.run = table.hvp[a.storage == 1]
+    cdef SoftmaxRows* call = &r.call
+    call.family, call.a, call.b = FAMILIES[family], a, b
+    call.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
+    call.smoothing = label_smoothing
+    call.exclude = exclude_target
+    call.z_loss = z_loss
+    call.temperature = temperature
+    call.scale = scale
+    matrix(&call.x, x)
+    matrix(&call.grad, hvp_out)
+    r.run = table.hvp[call.storage == 1]
     run_rows(&r, num_threads, &total)
     return total.bad
 
@@ -313,13 +332,13 @@ def target_totals(
 cdef struct Cells:
     Elements call
     elements_fn run
-    Py_ssize_t size, step
+    Py_ssize_t size, step, first
     ElementsOut* out
 
 
 cdef void cells_block(void* context, Py_ssize_t block, int slot) noexcept nogil:
     cdef Cells* c = <Cells*>context
-    cdef Py_ssize_t begin = block * c.step
+    cdef Py_ssize_t begin = (c.first + block) * c.step
     c.run(&c.call, begin, min(begin + c.step, c.size), &c.out[block])
 
 
@@ -334,28 +353,32 @@ cdef int strides(Matrix* m, cnp.ndarray a) except -1:
 
 
 cdef int run_cells(Cells* c, int num_threads, ElementsOut* total) except -1:
-    cdef Py_ssize_t blocks, b
+    cdef Py_ssize_t blocks, kept, b
     cdef int threads = 1
     c.step = BLOCK
     blocks = (c.size + c.step - 1) // c.step
     if c.size > ALONE:
         threads = <int>min(team_size(num_threads), blocks)
     cdef ElementsOut one
-    c.out = &one if blocks <= 1 else <ElementsOut*>malloc(blocks * sizeof(ElementsOut))
+    kept = min(blocks, MOST_BLOCKS)
+    c.out = &one if blocks <= 1 else <ElementsOut*>malloc(kept * sizeof(ElementsOut))
     if c.out == NULL:
         raise MemoryError("no memory for the sums of blocks")
     memset(total, 0, sizeof(ElementsOut))
     total.bad_target = total.bad_value = -1
-    for b in range(max(blocks, 1)):
-        c.out[b] = total[0]
+    c.first = 0
     try:
-        if blocks:
-            over_blocks(cells_block, c, blocks, threads)
-            for b in range(blocks):
+        while c.first < blocks:
+            kept = min(blocks - c.first, MOST_BLOCKS)
+            memset(c.out, 0, kept * sizeof(ElementsOut))
+            for b in range(kept): c.out[b].bad_target = c.out[b].bad_value = -1
+            over_blocks(cells_block, c, kept, threads)
+            for b in range(kept):
                 total.loss += c.out[b].loss
                 total.total += c.out[b].total
                 if total.bad_target < 0: total.bad_target = c.out[b].bad_target
                 if total.bad_value < 0: total.bad_value = c.out[b].bad_value
+            c.first += kept
     finally:
         if c.out != &one: free(c.out)
     return 0

@@ -24,6 +24,11 @@ __all__ = [
 ]
 
 
+# The limits at infinity are part of the contract, not mistakes to warn of.
+_quiet = np.errstate(all="ignore")
+
+
+@_quiet
 def softmax_rows(
     logits,
     targets,
@@ -41,8 +46,15 @@ def softmax_rows(
     grad_out,
     hess_out,
     num_threads,
+    family="cross_entropy",
+    a=0.0,
+    b=0.0,
 ):
-    """Softmax cross-entropy of every row, with whichever of gradient and Hessian diagonal has a buffer.
+    """Softmax losses L = sum_k q_k f(p_k) of every row, with whichever of gradient and Hessian diagonal has a buffer.
+
+    q is the weighted, smoothed target and f the family's member (`_MEMBERS`), -log p for cross-entropy.  With
+    S = sum_k q_k G_k, the gradient is S p_j - q_j G_j and the Hessian S (diag p - p p') - sum_k q_k P_k / (1 - p_k) d_k d_k'
+    with d_k = p - e_k; z_loss adds 2 z_loss lse to S and 2 z_loss p p' to the Hessian.
 
     `scale` multiplies gradient and Hessian, not the losses.  Rows that are ignored or have weight 0 give loss 0 and
     gradient 0 whatever their logits are.  A bad label makes its row NaN.
@@ -54,12 +66,18 @@ def softmax_rows(
     """
     n_classes = logits.shape[1]
     rows = _softmax(logits, logit_bias, temperature)
-    label, target, weight, bad = _targets(
+    label, q, weight, bad = _targets(
         targets, n_classes, rows.u.dtype, sample_weight, class_weight, label_smoothing, exclude_target, ignore_index
     )
-    total = target.sum(axis=1)
+    single = label is not None and not label_smoothing  # q is zero off the label
+    member = _MEMBERS[family](rows, a, b)
     lse = rows.lse
-    loss = total * rows.log_sum + _product(target, rows.m[:, None] - rows.u).sum(axis=1)
+    if family == "cross_entropy":
+        total = q.sum(axis=1)
+        loss = total * rows.log_sum + _product(q, rows.m[:, None] - rows.u).sum(axis=1)
+    else:
+        total = _product(q, member.G).sum(axis=1)
+        loss = _product(q, member.f).sum(axis=1)
     coefficient = total
     if z_loss:
         loss += z_loss * lse * lse
@@ -72,11 +90,10 @@ def softmax_rows(
     if lse_out is not None:
         lse_out[...] = lse.reshape(lse_out.shape)
     if grad_out is not None:
-        grad = _product(rows.p, coefficient[:, None]) - target
-        if label is not None and not label_smoothing:
+        grad = _product(rows.p, coefficient[:, None]) - _product(q, member.G)
+        if single:
             at = label[:, None]
-            without_y = np.take_along_axis(rows.one_minus_p, at, 1)
-            tail = -total[:, None] * without_y
+            tail = -total[:, None] * np.take_along_axis(rows.one_minus_p, at, 1)
             if z_loss:
                 tail += _product(np.take_along_axis(rows.p, at, 1), (coefficient - total)[:, None])
             np.put_along_axis(grad, at, tail, 1)
@@ -85,10 +102,15 @@ def softmax_rows(
         hess = _product(rows.p * rows.one_minus_p, coefficient[:, None])
         if z_loss:
             hess += 2 * z_loss * rows.p * rows.p
+        if family != "cross_entropy":
+            bend = _quotient(_product(q, member.P), rows.one_minus_p)
+            others = bend.sum(axis=1, keepdims=True) - bend
+            hess -= others * rows.p * rows.p + _product(q, member.P) * rows.one_minus_p
         _store(hess_out, hess, weight * (scale / temperature**2), dead)
     return float(loss.sum(dtype=np.float64)), bad
 
 
+@_quiet
 def softmax_hvp(
     logits,
     targets,
@@ -104,27 +126,37 @@ def softmax_hvp(
     x,
     hvp_out,
     num_threads,
+    family="cross_entropy",
+    a=0.0,
+    b=0.0,
 ):
-    """Hessian-vector product of every row: v (c (p x - p (p.x)) + 2 z_loss p (p.x)), times `scale`.
+    """The Hessian of `softmax_rows` times x, row by row, times `scale`.
 
     Returns the first row with a bad target, or -1.
     """
     n_classes = logits.shape[1]
     rows = _softmax(logits, logit_bias, temperature)
-    _, target, weight, bad = _targets(
+    _, q, weight, bad = _targets(
         targets, n_classes, rows.u.dtype, sample_weight, class_weight, label_smoothing, exclude_target, ignore_index
     )
+    member = _MEMBERS[family](rows, a, b)
     x = _rows(x).astype(rows.u.dtype, copy=False)
     mean = (rows.p * x).sum(axis=1, keepdims=True)
-    total = target.sum(axis=1, keepdims=True)
-    lse = (rows.m + rows.log_sum)[:, None]  # finite for a row of one +inf, whose product does not depend on it
-    product = (total + 2 * z_loss * lse if z_loss else total) * rows.p * (x - mean)
+    coefficient = _product(q, member.G).sum(axis=1, keepdims=True)
+    if z_loss:
+        # finite for a row of one +inf, whose product does not depend on it
+        coefficient = coefficient + 2 * z_loss * (rows.m + rows.log_sum)[:, None]
+    product = coefficient * rows.p * (x - mean)
     if z_loss:
         product += 2 * z_loss * rows.p * mean
+    if family != "cross_entropy":
+        bend = _quotient(_product(q, member.P), rows.one_minus_p) * (mean - x)
+        product += bend - rows.p * bend.sum(axis=1, keepdims=True)
     _store(hvp_out, product, weight * (scale / temperature**2), weight == 0)
     return bad
 
 
+@_quiet
 def target_totals(targets, sample_weight, class_weight, n_classes, ignore_index, num_threads):
     """The denominators of the reductions, and the target check, without touching the logits.
 
@@ -140,11 +172,11 @@ def target_totals(targets, sample_weight, class_weight, n_classes, ignore_index,
     ignored = 0 if label is None or ignore_index is None else int(np.count_nonzero(targets == ignore_index))
     counted = len(target) - ignored
     live = weight != 0
-    with np.errstate(invalid="ignore"):
-        total = target.sum(axis=1)[live] * np.where(np.isnan(weight), 1, weight)[live]
+    total = target.sum(axis=1)[live] * np.where(np.isnan(weight), 1, weight)[live]
     return float(total.sum()), counted, bad
 
 
+@_quiet
 def sigmoid_elements(
     logits,
     targets,
@@ -184,6 +216,7 @@ def sigmoid_elements(
     return total, _first(~((targets >= 0) & (targets <= 1))), -1
 
 
+@_quiet
 def binary_elements(
     probabilities,
     targets,
@@ -209,15 +242,14 @@ def binary_elements(
     if pos_weight is not None:
         y = y * pos_weight.astype(p.dtype, copy=False)
         difference = not_y * p - y * (1 - p)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        loss = -_product(y, np.log(p)) - _product(not_y, np.log1p(-p))
-        inside = (p > 0) & (p < 1)
-        # p - y cancels exactly where it should; at the ends of [0, 1] one of the two terms has no limit problem
-        ends = _quotient(not_y, 1 - p) - _quotient(y, p)
-        grad = np.where(inside, difference / (p * (1 - p)), ends)
-        hess = _quotient(y, p * p) + _quotient(not_y, (1 - p) * (1 - p))
+    bad = _first(~((p >= 0) & (p <= 1)))
+    loss = 0 - _product(y, np.log(p)) - _product(not_y, np.log1p(-p))
+    # p - y cancels exactly where it should; at the ends of [0, 1] one of the two terms has no limit problem
+    ends = _quotient(not_y, 1 - p) - _quotient(y, p)
+    grad = np.where((p > 0) & (p < 1), difference / (p * (1 - p)), ends)
+    hess = _quotient(y, p * p) + _quotient(not_y, (1 - p) * (1 - p))
     total = _elements_out(p, sample_weight, scale, (loss, grad, hess), (loss_out, grad_out, hess_out))
-    return total, _first(~((targets >= 0) & (targets <= 1))), _first(~((p >= 0) & (p <= 1)))
+    return total, _first(~((targets >= 0) & (targets <= 1))), bad
 
 
 def element_totals(targets, sample_weight, num_threads):
@@ -227,7 +259,7 @@ def element_totals(targets, sample_weight, num_threads):
 
 
 class _softmax:
-    """Rows of logits as numbers: u, m, log1p(rest), lse, p, and 1 - p without cancellation."""
+    """Rows of logits as numbers: u, m, log1p(rest), lse, l = -log p, p, and 1 - p without cancellation."""
 
     def __init__(self, logits, logit_bias, temperature):
         u = _compute(_rows(logits))
@@ -240,12 +272,11 @@ class _softmax:
         if not np.isfinite(m).all():
             u, m, infinite = _limits(u, m)
         at = u.argmax(axis=1)[:, None]
-        with np.errstate(invalid="ignore", over="ignore"):
-            d = u - m[:, None]
-            back = d - u
-            remainder = (u - (d - back)) - (m[:, None] + back)
-            e = np.exp(d)
-            e += np.where(np.isfinite(remainder), e * remainder, 0)
+        d = u - m[:, None]
+        back = d - u
+        remainder = (u - (d - back)) - (m[:, None] + back)
+        e = np.exp(d)
+        e += np.where(np.isfinite(remainder), e * remainder, 0)
         without = e.copy()
         np.put_along_axis(without, at, 0, 1)
         rest = without.sum(axis=1, dtype=np.float64, keepdims=True)
@@ -255,6 +286,7 @@ class _softmax:
         self.lse = m + self.log_sum
         if infinite is not None:
             self.lse[infinite] = np.inf
+        self.ell = self.log_sum[:, None] + (m[:, None] - u)
         self.p = (e / total).astype(u.dtype)
         self.one_minus_p = ((total - e) / total).astype(u.dtype)
         np.put_along_axis(self.one_minus_p, at, (rest / total).astype(u.dtype), 1)
@@ -269,6 +301,42 @@ def _limits(u, m):
     m[infinite] = 0
     u[odd] = m[odd] = np.nan
     return u, m, infinite
+
+
+class _member:
+    """f, G = -p f'(p) and P = (1 - p) p dG/dp of every class, from p, q = 1 - p and l = -log p."""
+
+    def __init__(self, f, G, P):
+        self.f, self.G, self.P = f, G, P
+
+
+def _cross_entropy(rows, a, b):
+    return _member(rows.ell, np.ones_like(rows.p), np.zeros_like(rows.p))
+
+
+def _focal(rows, gamma, b):
+    """(1 - p)^gamma l; Lin et al., 2017."""
+    p, q, ell = rows.p, rows.one_minus_p, rows.ell
+    power = q**gamma
+    ratio = np.where(q == 0, 1, ell / q)  # l / q tends to 1
+    pr = np.where(p == 0, 0, p * ratio)
+    f = np.where(q == 0, 0, power * ell)
+    return _member(f, power * (gamma * pr + 1), gamma * power * (pr * (1 - gamma * p) - 2 * p))
+
+
+def _linear(rows, a, b):
+    """a l + b (1 - p): poly-1, symmetric cross-entropy, mean absolute error."""
+    p, q = rows.p, rows.one_minus_p
+    return _member((a * rows.ell if a else 0) + b * q, a + b * p, b * p * q)
+
+
+def _power(rows, r, b):
+    """(1 - p^r) / r: generalized cross-entropy; Zhang and Sabuncu, 2018."""
+    power = np.exp(-r * rows.ell)
+    return _member(-np.expm1(-r * rows.ell) / r, power, r * power * rows.one_minus_p)
+
+
+_MEMBERS = {"cross_entropy": _cross_entropy, "focal": _focal, "linear": _linear, "power": _power}
 
 
 def _targets(
@@ -323,8 +391,7 @@ def _compute(a):
 
 def _product(a, b):
     """a * b where a factor of 0 annihilates an infinite one."""
-    with np.errstate(invalid="ignore"):
-        product = a * b
+    product = a * b
     return np.where((a == 0) & ~np.isnan(b), 0, product).astype(product.dtype, copy=False)
 
 

@@ -12,8 +12,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastxent._core cimport (
-    BlockOut, Elements, ElementsOut, Matrix, SoftmaxRows, elements_fn, kernels, label_kind, over_blocks, rows_fn, scratch_of,
-    team_size,
+    BlockOut, Elements, ElementsOut, Matrix, SoftmaxRows, elements_fn, kernels, over_blocks, rows_fn, scratch_of,
+    set_labels, team_size,
 )
 
 __all__ = ["linear_pass"]
@@ -231,11 +231,7 @@ def linear_pass(
         call.logits.outer, call.logits.cls = p.K * item, item
         call.grad = call.logits
         if cnp.PyArray_NDIM(targets) == 2:
-            call.labels.data = <char*>cnp.PyArray_DATA(targets)
-            call.labels.outer = cnp.PyArray_STRIDE(targets, 0)
-            call.label_kind = label_kind(targets)
-            if ignore_index is not None and -(1 << 63) <= ignore_index < 1 << 63:
-                call.has_ignore, call.ignore = 1, ignore_index
+            set_labels(call, targets, ignore_index)
         else:
             call.soft.data = <char*>cnp.PyArray_DATA(targets)
             call.soft.outer, call.soft.cls = cnp.PyArray_STRIDE(targets, 0), cnp.PyArray_STRIDE(targets, 1)

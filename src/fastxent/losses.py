@@ -124,7 +124,7 @@ class _SoftmaxCall:
         """(loss, grad, hess, lse), None for what was not asked for; `upstream` scales gradient and Hessian."""
         problem = self.problem
         logits, dtype, axis = problem.logits, problem.dtype, problem.axis
-        targets, weight = problem.targets, self.weight
+        targets, weight, class_weight, bias = problem.targets, self.weight, self.class_weight, self.bias
         grad_array = grad_rows = hess_array = hess_rows = lse_array = per_row = None
         in_place = False
         if grad:
@@ -134,6 +134,7 @@ class _SoftmaxCall:
                 if not in_place:
                     logits = _checks.apart(out, logits)
                 targets, weight = _checks.apart(out, targets), _checks.apart(out, weight)
+                class_weight, bias = _checks.apart(out, class_weight), _checks.apart(out, bias)
             grad_rows = _writable_rows(grad_array, axis)
         if hess:
             hess_array = np.empty_like(problem.source, subok=False)
@@ -149,8 +150,8 @@ class _SoftmaxCall:
             logits,
             targets,
             weight,
-            self.class_weight,
-            self.bias,
+            class_weight,
+            bias,
             smoothing,
             exclude,
             ignore,
@@ -531,6 +532,14 @@ class _ElementCall:
             if bad_value >= 0:
                 raise _checks.bad_element(self.problem, bad_value, self.name)
 
+    def bad_elements(self, targets):
+        """First bad target and first bad probability, or -1, found without writing anything."""
+        problem = self.problem
+        bad = self.core.element_totals(targets, None, self.threads)[1]
+        if self.name == "logits":
+            return bad, -1
+        return bad, self.core.element_totals(problem.values.astype(problem.dtype, copy=False), None, self.threads)[1]
+
     def denominator(self):
         problem = self.problem
         if self.reduction in ("sum", "none"):
@@ -556,7 +565,7 @@ class _ElementCall:
                 if not _checks.same_memory(out, problem.source):
                     values = _checks.apart(out, values)
                 elif self.check:
-                    self.refuse(self.core.element_totals(targets, None, self.threads)[1], -1)
+                    self.refuse(*self.bad_elements(targets))
         if hess:
             hess_array = np.empty(shape, problem.source.dtype)
             hess_rows = _element_rows(hess_array, values.shape)

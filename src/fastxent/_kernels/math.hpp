@@ -12,7 +12,8 @@
 #else
 #define FX_BYTES 16
 #endif
-#define FX_INLINE static inline __attribute__((always_inline))
+#define FX_INLINE_MEMBER inline __attribute__((always_inline))
+#define FX_INLINE static FX_INLINE_MEMBER
 
 namespace FX_NS { namespace {
 
@@ -21,14 +22,14 @@ template <> struct Num<float> {
   typedef uint32_t U; typedef int32_t I;
   static constexpr int mant = 23, bias = 127, guard = 26;
   static constexpr float magic = 12582912.f, log2e = 1.44269504088896341f, ln2hi = 0x1.62e4p-1f, ln2lo = 0x1.7f7d1cp-20f,
-                         ln2 = 0.693147180559945309f, shift_from = 208.f, unguard = 0x1p-26f;
+                         ln2 = 0.693147180559945309f, shift_from = 208.f, unguard = 0x1p-26f, most = 0x1.fffffep127f;
 };
 template <> struct Num<double> {
   typedef uint64_t U; typedef int64_t I;
   static constexpr int mant = 52, bias = 1023, guard = 58;
   static constexpr double magic = 6755399441055744.0, log2e = 1.44269504088896340736, ln2hi = 0x1.62e42fefa3p-1,
                           ln2lo = 0x1.3de6af278ece6p-42, ln2 = 0.693147180559945309417, shift_from = 1492.0,
-                          unguard = 0x1p-58;
+                          unguard = 0x1p-58, most = 0x1.fffffffffffffp1023;
 };
 
 template <class T> struct Vec {

@@ -98,17 +98,18 @@ template <class T> __attribute__((noinline, cold)) static T limit_row(
     for (ptrdiff_t k = 0; k < K; k++) { if (g) g[k * step] = q; if (h) h[k * step] = q; }
     *lse = q; return q;
   }
-  T others = 0;
+  const Member zero = family_of(a, 0., 1., __builtin_inf());                  // every other class has probability 0
+  T others = 0; double loss = 0;
   for (ptrdiff_t k = 0; k < K; k++) {
     const T w = target.w ? target.w[k] : T(1);
     const T q = w * (tp ? target.alpha * *(const T*)(tp + k * a->soft.cls) + target.beta : k == y ? target.top : target.beta);
-    if (k != at) others += q;
-    if (g) g[k * step] = k == at ? T(0) : -q * weight * target.grad_scale;
+    if (k != at && q != 0) { others += q * T(zero.G); loss += q * zero.f; }
+    if (g) g[k * step] = k == at ? T(0) : -q * T(zero.G) * weight * target.grad_scale;
     if (h) h[k * step] = k == at ? 2 * target.zeta * weight * target.hess_scale : T(0);
   }
   if (g) g[at * step] = (target.zeta > 0 ? inf : others) * weight * target.grad_scale;
   *lse = inf;
-  return others > 0 || target.zeta > 0 ? inf * weight : T(0);
+  return target.zeta > 0 ? inf * weight : T(loss) * weight;
 }
 
 }}  // namespace

@@ -57,6 +57,17 @@ template <class T> static inline ptrdiff_t first_outside(const T* y, ptrdiff_t n
 }
 
 // Loss, gradient and second derivative of elements in vectors.  y, and 1 - y without cancellation.
+// Double sums of vectors of either type
+template <class T> struct Wide {
+  typedef double D __attribute__((vector_size(FX_BYTES))); D parts[8 / sizeof(T)] = {};
+  FX_INLINE_MEMBER void add(typename Vec<T>::V x) {
+    typedef T Part __attribute__((vector_size(FX_BYTES / (8 / sizeof(T))))); Part p[8 / sizeof(T)];
+    __builtin_memcpy(p, &x, sizeof x);
+    for (unsigned i = 0; i < 8 / sizeof(T); i++) parts[i] += __builtin_convertvector(p[i], D);
+  }
+  double total() const { double s = 0; for (const D& d : parts) for (unsigned c = 0; c < FX_BYTES / 8; c++) s += d[c]; return s; }
+};
+
 template <class T> struct Bent { typename Vec<T>::V loss, grad, hess; };
 template <class T> FX_INLINE Bent<T> sigmoid_at(typename Vec<T>::V z, typename Vec<T>::V y, typename Vec<T>::V not_y) {
   typedef typename Vec<T>::V V;
@@ -82,7 +93,7 @@ template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdi
     T* const g = !a->grad.data ? 0 : direct ? place<T>(a->grad, cols, i, n, g_here) : g_here;
     T* const h = !a->hess.data ? 0 : direct ? place<T>(a->hess, cols, i, n, h_here) : h_here;
     T* const loss = a->loss.data ? place<T>(a->loss, cols, i, n, l_here) : 0;
-    V sum = {};
+    Wide<T> sum;
     auto at = [&](ptrdiff_t k, const T* z, const T* y, const T* v, const T* pi, T* g, T* h, T* loss) __attribute__((always_inline)) {
       V t = *(const Loose*)(y + k), not_t = T(1) - t;
       if (smooth) { not_t = not_t * keep + half; t = t * keep + half; }
@@ -96,22 +107,20 @@ template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdi
       return b.loss;
     };
     ptrdiff_t k = 0;
-    if (!v && !pi && !h && !loss && !smooth && g) for (; k + N <= n; k += N) sum += at(k, z, y, 0, 0, g, 0, 0);
-    else for (; k + N <= n; k += N) sum += at(k, z, y, v, pi, g, h, loss);
+    if (!v && !pi && !h && !loss && !smooth && g) for (; k + N <= n; k += N) sum.add(at(k, z, y, 0, 0, g, 0, 0));
+    else for (; k + N <= n; k += N) sum.add(at(k, z, y, v, pi, g, h, loss));
     if (k < n) {                                                        // the ragged end, padded
       T pad[7][N] = {}; const ptrdiff_t left = n - k;
       for (ptrdiff_t c = 0; c < left; c++) { pad[0][c] = z[k + c]; pad[1][c] = y[k + c]; if (v) pad[2][c] = v[k + c]; if (pi) pad[3][c] = pi[k + c]; }
       V l = at(0, pad[0], pad[1], v ? pad[2] : 0, pi ? pad[3] : 0, g ? pad[4] : 0, h ? pad[5] : 0, loss ? pad[6] : 0);
       for (ptrdiff_t c = 0; c < N; c++) l[c] = c < left ? l[c] : T(0);
-      sum += l;
+      sum.add(l);
       for (ptrdiff_t c = 0; c < left; c++) { if (g) g[k + c] = pad[4][c]; if (h) h[k + c] = pad[5][c]; if (loss) loss[k + c] = pad[6][c]; }
     }
     if (g == g_here) put<T>(a, a->grad, i, n, g_here);
     if (h == h_here) put<T>(a, a->hess, i, n, h_here);
     if (loss == l_here) put_as_is(a->loss, cols, i, n, l_here);
-    double s = 0;
-    for (int c = 0; c < N; c++) s += sum[c];
-    total += s;
+    total += sum.total();
   }
   out->loss += total;
 }
@@ -135,7 +144,7 @@ template <class T> static void binary(const Elements* a, ptrdiff_t begin, ptrdif
     if (a->pos_weight.data) { y *= *(const T*)(a->pos_weight.data + row * a->pos_weight.outer + col * a->pos_weight.cls); difference = not_y * p - y * (1 - p); }
     const T v = a->weight.data ? *(const T*)(a->weight.data + row * a->weight.outer + col * a->weight.cls) : T(1);
     const bool valid = p >= 0 && p <= 1; const T nan = T(__builtin_nan(""));
-    T L = !valid ? nan : (y == 0 ? T(0) : -y * log_of(p)) - (not_y == 0 ? T(0) : not_y * log1p_any(-p));
+    T L = !valid ? nan : T(0) - (y == 0 ? T(0) : y * log_of(p)) - (not_y == 0 ? T(0) : not_y * log1p_any(-p));
     T g = p > 0 && p < 1 ? difference / (p * (1 - p)) : !valid ? nan : (not_y == 0 ? T(0) : not_y / (1 - p)) - (y == 0 ? T(0) : y / p);
     T h = !valid ? nan : (y == 0 ? T(0) : y / (p * p)) + (not_y == 0 ? T(0) : not_y / ((1 - p) * (1 - p)));
     if (v == 0) L = g = h = 0; else { L *= v; g *= v; h *= v; }

@@ -87,7 +87,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
       for (int h = N / 2; h > 0; h /= 2) for (int i = 0; i < h; i++) some[i] &= some[i + h];
       odd |= !some[0];
       const VShift<T> sh = shift_of_lanes<T>(m);
-      V rest[CH] = {}, all[CH] = {}, A = {}, Q = {}; IV negative = {};
+      V rest[CH] = {}, all[CH] = {}, As[CH] = {}, Qs[CH] = {}; IV negative = {};
       double wide_rest[N], wide_all[N]; ptrdiff_t k = 0;
       for (int i = 0; i < N; i++) wide_rest[i] = wide_all[i] = 0;
       while (k < K) {
@@ -99,8 +99,8 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
             if (GENERAL) {
               if (soft) {
                 const V tk = goal[(k + c) * step], q = (tk * alpha + beta) * (w ? w[k + c] : T(1)), far = m - u;
-                negative |= ~(tk >= T(0)); Q += q; A += q * (q != T(0) ? far : V{});
-              } else if (!w || w[k + c] != 0) { A += (m - u) * (w ? w[k + c] : T(1)); }
+                negative |= ~(tk >= T(0)); Qs[c] += q; As[c] += q * (q != T(0) ? far : V{});
+              } else if (!w || w[k + c] != 0) { As[c] += (yv == (I)(k + c) ? V{} : m - u) * (w ? w[k + c] : T(1)); }
             }
             col[(k + c) * step] = e; rest[c] += u >= m ? V{} : e; all[c] += e;
           }
@@ -110,8 +110,8 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
           if (GENERAL) {
             if (soft) {
               const V tk = goal[k * step], q = (tk * alpha + beta) * (w ? w[k] : T(1)), far = m - u;
-              negative |= ~(tk >= T(0)); Q += q; A += q * (q != T(0) ? far : V{});
-            } else if (!w || w[k] != 0) { A += (m - u) * (w ? w[k] : T(1)); }
+              negative |= ~(tk >= T(0)); Qs[0] += q; As[0] += q * (q != T(0) ? far : V{});
+            } else if (!w || w[k] != 0) { As[0] += (yv == (I)k ? V{} : m - u) * (w ? w[k] : T(1)); }
           }
           col[k * step] = e; rest[0] += u >= m ? V{} : e; all[0] += e;
         }
@@ -123,37 +123,54 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
       }
       if (K > FLUSH) for (int i = 0; i < N; i++) { rest[0][i] = T(wide_rest[i]); all[0][i] = T(wide_all[i]); }
       else for (int c = 1; c < CH; c++) { rest[0] += rest[c]; all[0] += all[c]; }
+      V A = As[0], Q = Qs[0];
+      for (int c = 1; c < CH; c++) { A += As[c]; Q += Qs[c]; }
       const V top = exp_of<T>(m, sh), ey = exp_of<T>(zy, sh);
       const V ties = (((all[0] - rest[0]) / top) + C::magic) - C::magic;
       const V others = rest[0] + (ties - T(1)) * top, sum = others + top;
       const V lg = log1p_of<T>(others / top), lse = m + lg;
       const V per = (lv * target.grad_scale) / sum; const IV dead = lv == T(0);
-      V loss, coefficient = wv;
+      V loss, coefficient = wv, bend = {};
+      const V no_y = zy == m ? others : sum - ey;
       if (!GENERAL) {
-        const V far = m - zy;
-        loss = wv * (lg + (wv != T(0) ? far : V{}));
+        const V gap = m - zy, far = lg + (wv != T(0) ? gap : V{});
+        loss = wv * far;
+        if (a->family != fx::CROSS_ENTROPY) {
+          double p[N], q[N], l[N], f[N], G[N], P[N];
+          const V pv = ey / sum, qv = no_y / sum;
+          for (int i = 0; i < N; i++) { p[i] = pv[i]; q[i] = qv[i]; l[i] = far[i]; }
+          family_of(a, N, p, q, l, f, G, P);
+          for (int i = 0; i < N; i++) { loss[i] = T(f[i]); coefficient[i] = T(G[i]); bend[i] = T(P[i]); }
+          loss *= wv; coefficient *= wv; bend *= wv;
+        }
       } else if (soft) {
         loss = Q * lg + A; coefficient = Q;
         for (int i = 0; i < N; i++) if (negative[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
       } else {
-        const V near = wv * alpha, far = m - zy;
+        const V near = wv * top_share, far = m - zy;
         Q = wv * top_share + (T(target.weight_sum) - wv) * beta;
         loss = Q * lg + (A * beta + near * (near != T(0) ? far : V{})); coefficient = Q;
       }
+      const V own = coefficient;
       if (zeta != 0) { loss += zeta * lse * lse; coefficient += 2 * zeta * lse; }
       *(V*)(L + r) = dead ? V{} : loss * lv; *(V*)(LSE + r) = lse;
       if (a->hess.data) {
         const V one = T(1) / sum, factor = lv * target.hess_scale, high = top * (1 - 8 * eps);
         for (ptrdiff_t j = 0; j < K; j++) {
           const V e = col[j * step], p = e * one, left = (e >= high ? others : sum - e) * one;
-          const V h = (coefficient * (p * left) + 2 * zeta * p * p) * factor;
+          V h = coefficient * (p * left) + 2 * zeta * p * p;
+          if (!GENERAL && a->family != fx::CROSS_ENTROPY) {
+            const V share = e / no_y;                                     // p_k / q, finite as q -> 0
+            h -= bend * (yv == (I)j ? no_y * one : no_y > T(0) ? share * p : V{});
+          }
+          h *= factor;
           hcol[j * step] = dead ? V{} : h;
         }
       }
       if (a->grad.data) {
         const V by = coefficient * per;
         if (!GENERAL) {
-          const V no_y = zy == m ? others : sum - ey, low = wv * no_y;
+          const V low = own * no_y;
           const V gy = zeta != 0 ? (2 * zeta * lse * ey - low) * per : low * -per;
           for (ptrdiff_t j = 0; j < K; j++) { V g = col[j * step] * by; g = yv == (I)j ? gy : g; col[j * step] = dead ? V{} : g; }
         } else {
@@ -187,7 +204,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
 
 enum Mode { LABEL, SMOOTH, SMOOTH_WEIGHTED, SOFT, SOFT_WEIGHTED };
 
-template <class T> struct RowSums { double rest, all, far, goal; T top; bool negative; };
+template <class T> struct RowSums { double rest, all, far, goal, infinite; T top; bool negative; };
 
 // (2): e into `e` if STORE, and the sums.  The ragged end is one overlapping vector, loaded before its lanes are overwritten (e may
 // be z); its old lanes are masked out of the sums.
@@ -201,10 +218,10 @@ template <class T, int MODE, bool STORE> FX_INLINE RowSums<T> row_sums(
   IV lane; for (int i = 0; i < N; i++) lane[i] = (typename Vec<T>::I)i;
   const IV fresh = lane >= (typename Vec<T>::I)lap;
   IV negative = {};
-  RowSums<T> o = {0, 0, 0, 0, exp_of(m, s), false};
+  RowSums<T> o = {0, 0, 0, 0, 0, exp_of(m, s), false};
   for (ptrdiff_t j = 0; j < body || (j == body && lap < N);) {
     const ptrdiff_t stop = body - j > CHUNK ? j + CHUNK : body;
-    V rest[CH] = {}, all[CH] = {}, far = {}, share = {};
+    V rest[CH] = {}, all[CH] = {}, far = {}, share = {}, infinite = {};
     auto one = [&](const V u, ptrdiff_t at, int c, bool end) __attribute__((always_inline)) {
       V x = exp_of<T>(u, sh);
       if (STORE) *(Loose*)(e + at) = x;
@@ -213,8 +230,11 @@ template <class T, int MODE, bool STORE> FX_INLINE RowSums<T> row_sums(
         if (MODE == SOFT || MODE == SOFT_WEIGHTED) { const V g = *(const Loose*)(goal + at); negative |= ~(g >= T(0)); q = g * alpha + beta; }
         if (MODE == SMOOTH_WEIGHTED || MODE == SOFT_WEIGHTED) q *= *(const Loose*)(w + at);
         if (end) q = fresh ? q : V{};
-        if (MODE == SMOOTH) far += end ? (fresh ? d : V{}) : d;
-        else { far += q * (q != T(0) ? d : V{}); share += q; }
+        if (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) {                  // -inf apart: the label's share may be 0
+          const V one_or_0 = q != T(0) ? V{} + T(1) : V{};
+          infinite += d > T(Num<T>::most) ? one_or_0 : V{}; d = d > T(Num<T>::most) ? V{} : d;
+        } else d = q != T(0) ? d : V{};
+        far += q * d; share += q;
       }
       if (end) x = fresh ? x : V{};
       rest[c] += u >= mm ? V{} : x; all[c] += x;
@@ -230,8 +250,8 @@ template <class T, int MODE, bool STORE> FX_INLINE RowSums<T> row_sums(
     if (j >= body) { if (lap < N) one(last, K - N, 1, true); j = K; }
     for (int c = 1; c < CH; c++) { rest[0] += rest[c]; all[0] += all[c]; }
     for (int h = N / 2; h > 0; h /= 2)
-      for (int i = 0; i < h; i++) { rest[0][i] += rest[0][i + h]; all[0][i] += all[0][i + h]; far[i] += far[i + h]; share[i] += share[i + h]; }
-    o.rest += rest[0][0]; o.all += all[0][0]; o.far += far[0]; o.goal += share[0];
+      for (int i = 0; i < h; i++) { rest[0][i] += rest[0][i + h]; all[0][i] += all[0][i + h]; far[i] += far[i + h]; share[i] += share[i + h]; infinite[i] += infinite[i + h]; }
+    o.rest += rest[0][0]; o.all += all[0][0]; o.far += far[0]; o.goal += share[0]; o.infinite += infinite[0];
     if (j >= K) break;
   }
   for (int i = 0; i < N; i++) o.negative |= negative[i] != 0;
@@ -254,12 +274,12 @@ template <class T, int MODE> FX_INLINE void row_scale(T* e, const T* goal, const
   for (; j + N <= K; j += N) *(Loose*)(e + j) = value(j);
   if (j < K) *(Loose*)(e + K - N) = tail;
 }
-template <class T> static void row_hess(const T* e, T* h, ptrdiff_t K, double rest, double sum, T top, T coefficient, T zeta, T factor) {
+template <class T> static void row_hess(const T* e, T* h, ptrdiff_t K, double rest, double sum, T top, T coefficient, T zeta, T bend, T factor) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
   const T high = top * (1 - 8 * T(__builtin_ldexp(1., -Num<T>::mant))); const V one = V{} + T(1 / sum), all = V{} + T(sum), others = V{} + T(rest);
   auto value = [&](ptrdiff_t at) __attribute__((always_inline)) {
     const V x = *(const Loose*)(e + at), p = x * one, left = (x >= high ? others : all - x) * one;
-    return (coefficient * (p * left) + 2 * zeta * p * p) * factor;
+    return (coefficient * (p * left) + (2 * zeta - bend) * p * p) * factor;
   };
   const V tail = value(K - N); ptrdiff_t j = 0;
   for (; j + N <= K; j += N) *(Loose*)(h + j) = value(j);
@@ -319,22 +339,36 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         if (MODE == LABEL) near = wy == 0 ? 0 : wy * (double)(m - zy);
         else if (MODE >= SOFT) { near = s.far; Q = s.goal; mass = 0; }
         else {
-          near = beta * s.far; mass = wy * target.top; Q = mass + beta * (target.weight_sum - wy);
-          if (wy * target.alpha != 0) near += wy * target.alpha * (double)(m - zy);
+          mass = wy * target.top; Q = mass + beta * (target.weight_sum - wy);
+          const bool gone = zy == -inf;                                   // beta of the label's own distance is in s.far
+          near = beta * s.far + (gone ? mass != 0 ? inf : 0 : (mass - wy * beta) * (double)(m - zy));
+          if (beta > 0 && s.infinite - (gone && wy != 0) > 0.5) near = inf;
         }
         ratio[r] = T(q); far[r] = T(near); share[r] = T(Q); high[r] = m;
-        double coefficient = Q, lse = 0;
+        const double ey = exp_of(zy, shift_of(m)), no_y = zy == m ? rest : sum - ey;
+        double bend = 0, own = Q;
+        if (MODE == LABEL && a->family != fx::CROSS_ENTROPY) {
+          const Member member = family_of(a, ey / sum, no_y / sum, log1p_of(q) + (wy == 0 ? 0 : (double)(m - zy)));
+          far[r] = T(wy * member.f); share[r] = 0; own = wy * member.G; bend = wy * member.P;
+        }
+        double coefficient = own, lse = 0;
         if (zeta != 0) { lse = m + (double)log1p_of(T(q)); extra[r] = T(zeta * lse * lse) * weight[r]; coefficient += 2 * zeta * lse; }
         if (weight[r] == 0) extra[r] = 0;
-        if (h) row_hess(e, h, K, rest, sum, s.top, T(coefficient), T(zeta), weight[r] * target.hess_scale);
+        if (h) {                                                          // bend: P / q of the family, times p^2
+          const double curve = no_y > 0 ? bend * sum / no_y : 0;
+          row_hess(e, h, K, rest, sum, s.top, T(coefficient), T(zeta), T(curve), weight[r] * target.hess_scale);
+          if (bend != 0) {
+            const double p = ey / sum, left = no_y / sum;
+            h[label] = T((coefficient * p * left + 2 * zeta * p * p - bend * left) * weight[r] * target.hess_scale);
+          }
+        }
         if (gp) {
           const double factor = (double)weight[r] * target.grad_scale, by = coefficient * factor / sum;
           double gy = 0;
           if (MODE == LABEL) {
-            const double ey = exp_of(zy, shift_of(m)), no_y = zy == m ? rest : sum - ey;
-            gy = (2 * zeta * lse * ey - wy * no_y) * (factor / sum);
+            gy = (2 * zeta * lse * ey - own * no_y) * (factor / sum);
           } else if (MODE < SOFT) {
-            gy = (coefficient * (double)exp_of(zy, shift_of(m)) / sum - mass) * factor;
+            gy = (coefficient * ey / sum - mass) * factor;
           }
           row_scale<T, MODE>(e, goal, target, K, T(by), T(factor));
           if (MODE < SOFT) e[label] = T(gy);
@@ -360,46 +394,125 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
   out->loss += total;
 }
 
+// ---- one row, any layout, in double ---------------------------------------------------------------------------------
+// Targets that are mixtures over a family other than cross-entropy, and Hessian-vector products: L = sum_k q_k f(p_k), so
+//     g_j = S p_j - q_j G_j,   S = sum_k q_k G_k,   H = S (diag p - p p') - sum_k q_k P_k / (1 - p_k) d_k d_k',   d_k = p - e_k,
+// and the z-loss adds 2 zeta lse to S and 2 zeta p p' to H.  Not a hot path: one scalar loop for all of it.
+
+struct Row { double m, top, rest, sum, lse; ptrdiff_t at; };
+
+// u, e and their sums; false for a row of the limits, or one that weighs nothing.
+template <class T> static bool read_row(const SoftmaxRows* a, ptrdiff_t i, double* u, double* e, Row* o) {
+  const ptrdiff_t K = a->classes; const T inverse = T(1 / a->temperature); const T* const bias = (const T*)a->bias;
+  const char* const zp = run_at(a->logits, a->inner, i, 1).at; const double inf = __builtin_inf();
+  o->m = -inf; o->at = 0; bool nan = false;
+  for (ptrdiff_t k = 0; k < K; k++) {
+    T v = number_at<T>(a->storage, zp + k * a->logits.cls) * inverse; if (bias) v += bias[k];
+    u[k] = v; nan |= v != v; if (v > o->m) { o->m = v; o->at = k; }
+  }
+  if (nan || !(o->m > -inf && o->m < inf)) return false;
+  const Shift<double> s = shift_of(o->m); o->top = exp_of(o->m, s); o->rest = 0;
+  for (ptrdiff_t k = 0; k < K; k++) { e[k] = exp_of(u[k], s); if (k != o->at) o->rest += e[k]; }
+  o->sum = o->rest + o->top; o->lse = o->m + log1p_of(o->rest / o->top);
+  return true;
+}
+// q_k, f, G and P of every class with a share in the target
+template <class T> FX_INLINE double share_of(const SoftmaxRows* a, const Target<T>& target, const char* goal, int64_t y, ptrdiff_t k) {
+  const double w = target.w ? target.w[k] : 1;
+  return w * (goal ? (double)target.alpha * *(const T*)(goal + k * a->soft.cls) + target.beta : k == y ? target.top : target.beta);
+}
+FX_INLINE Member member_of(const SoftmaxRows* a, const Row& row, const double* u, const double* e, ptrdiff_t k) {
+  const double left = k == row.at ? row.rest : row.sum - e[k];
+  return family_of(a, e[k] / row.sum, left / row.sum, row.lse - row.m + (row.m - u[k]));
+}
+
+template <class T> static void mixtures(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
+  const ptrdiff_t K = a->classes; const Target<T> target(a); const double zeta = a->z_loss; double total = 0;
+  double* const u = (double*)scratch; double* const e = u + K; T* const g = (T*)(e + K); T* const h = g + K;
+  for (ptrdiff_t i = begin; i < end; i++) {
+    int64_t y; T weight, lse = 0, loss = 0; Row row;
+    take_rows<T>(a, i, 1, &y, &weight, out);
+    const char* const goal = a->soft.data ? run_at(a->soft, a->inner, i, 1).at : 0;
+    if (goal) { y = -1; for (ptrdiff_t k = 0; k < K; k++) if (!(*(const T*)(goal + k * a->soft.cls) >= 0) && out->bad < 0) out->bad = i; }
+    if (!read_row<T>(a, i, u, e, &row)) loss = limit_row<T>(a, target, i, y, weight, g, h, 1, &lse);
+    else {
+      double S = 0, bent = 0, L = 0; lse = T(row.lse);
+      for (ptrdiff_t k = 0; k < K; k++) {
+        const double q = share_of(a, target, goal, y, k); if (q == 0) continue;
+        const Member m = member_of(a, row, u, e, k); const double left = (k == row.at ? row.rest : row.sum - e[k]) / row.sum;
+        L += q * m.f; S += q * m.G; bent += left > 0 ? q * m.P / left : 0;
+      }
+      const double c = S + 2 * zeta * row.lse;
+      loss = T((L + zeta * row.lse * row.lse) * weight);
+      for (ptrdiff_t k = 0; k < K; k++) {
+        const double q = share_of(a, target, goal, y, k), p = e[k] / row.sum, left = (k == row.at ? row.rest : row.sum - e[k]) / row.sum;
+        const Member m = q == 0 ? Member{0, 0, 0} : member_of(a, row, u, e, k);
+        const double own = left > 0 ? q * m.P / left : 0;
+        g[k] = T((c * p - q * m.G) * weight * target.grad_scale);
+        h[k] = T((c * p * left + 2 * zeta * p * p - (bent - own) * p * p - q * m.P * left) * weight * target.hess_scale);
+      }
+    }
+    if (weight == 0) { loss = 0; for (ptrdiff_t k = 0; k < K; k++) g[k] = h[k] = 0; }
+    total += loss;
+    if (a->grad.data) { char* to = run_at(a->grad, a->inner, i, 1).at; for (ptrdiff_t k = 0; k < K; k++) number_to(a->storage, g[k], to + k * a->grad.cls); }
+    if (a->hess.data) { char* to = run_at(a->hess, a->inner, i, 1).at; for (ptrdiff_t k = 0; k < K; k++) number_to(a->storage, h[k], to + k * a->hess.cls); }
+    if (a->loss.data) store_rows(a->loss, a->inner, i, 1, &loss);
+    if (a->lse.data) store_rows(a->lse, a->inner, i, 1, &lse);
+  }
+  out->loss += total;
+}
+
+template <class T> static void hvp(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
+  const ptrdiff_t K = a->classes; const Target<T> target(a); const double zeta = a->z_loss;
+  double* const u = (double*)scratch; double* const e = u + K;
+  for (ptrdiff_t i = begin; i < end; i++) {
+    int64_t y; T weight; Row row;
+    take_rows<T>(a, i, 1, &y, &weight, out);
+    const char* const goal = a->soft.data ? run_at(a->soft, a->inner, i, 1).at : 0;
+    if (goal) { y = -1; for (ptrdiff_t k = 0; k < K; k++) if (!(*(const T*)(goal + k * a->soft.cls) >= 0) && out->bad < 0) out->bad = i; }
+    const char* const xp = run_at(a->x, a->inner, i, 1).at; char* const to = run_at(a->grad, a->inner, i, 1).at;
+    auto x = [&](ptrdiff_t k) { return (double)*(const T*)(xp + k * a->x.cls); };
+    if (weight == 0) { for (ptrdiff_t k = 0; k < K; k++) number_to(a->storage, T(0), to + k * a->grad.cls); continue; }
+    if (!read_row<T>(a, i, u, e, &row)) {                   // one +inf: p is 1 there, and only the z-loss bends
+      ptrdiff_t at = -1, infinite = 0; bool nan = weight != weight;
+      for (ptrdiff_t k = 0; k < K; k++) { nan |= u[k] != u[k]; if (u[k] == __builtin_inf()) { at = k; infinite++; } }
+      const bool limit = !nan && infinite == 1;
+      for (ptrdiff_t k = 0; k < K; k++)
+        number_to(a->storage, T(!limit ? __builtin_nan("") : k == at ? 2 * zeta * x(k) * weight * target.hess_scale : 0.), to + k * a->grad.cls);
+      continue;
+    }
+    double mean = 0, S = 0, bent = 0;
+    for (ptrdiff_t k = 0; k < K; k++) mean += e[k] * x(k);
+    mean /= row.sum;
+    const bool plain = a->family == fx::CROSS_ENTROPY;
+    for (ptrdiff_t k = 0; k < K; k++) {
+      const double q = share_of(a, target, goal, y, k); if (q == 0) continue;
+      if (plain) { S += q; continue; }
+      const Member m = member_of(a, row, u, e, k); const double left = (k == row.at ? row.rest : row.sum - e[k]) / row.sum;
+      S += q * m.G; bent += left > 0 ? q * m.P / left * (mean - x(k)) : 0;
+    }
+    const double c = S + 2 * zeta * row.lse, factor = (double)weight * target.hess_scale;
+    for (ptrdiff_t k = 0; k < K; k++) {
+      const double p = e[k] / row.sum; double value = p * (c * (x(k) - mean) + 2 * zeta * mean - bent);
+      if (!plain) {
+        const double q = share_of(a, target, goal, y, k), left = (k == row.at ? row.rest : row.sum - e[k]) / row.sum;
+        if (q != 0 && left > 0) value += q * member_of(a, row, u, e, k).P / left * (mean - x(k));
+      }
+      number_to(a->storage, T(value * factor), to + k * a->grad.cls);
+    }
+  }
+}
+
 template <class T> static void softmax(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
   const bool general = a->soft.data || a->smoothing != 0;
-  if (!fx::in_lanes(a)) {
+  if (general && a->family != fx::CROSS_ENTROPY) mixtures<T>(a, begin, end, scratch, out);
+  else if (!fx::in_lanes(a)) {
     if (!general) wide<T, LABEL>(a, begin, end, scratch, out);
     else if (a->soft.data) { if (a->class_weight) wide<T, SOFT_WEIGHTED>(a, begin, end, scratch, out); else wide<T, SOFT>(a, begin, end, scratch, out); }
     else if (a->class_weight) wide<T, SMOOTH_WEIGHTED>(a, begin, end, scratch, out);
     else wide<T, SMOOTH>(a, begin, end, scratch, out);
   } else if (general) lanes<T, true>(a, begin, end, scratch, out);
   else lanes<T, false>(a, begin, end, scratch, out);
-}
-
-// ---- Hessian-vector product: v (c (p x - p (p.x)) + 2 zeta p (p.x)), row by row ----------------------------------------
-template <class T> static void hvp(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
-  const ptrdiff_t K = a->classes; const T inf = T(__builtin_inf()), inverse = T(1 / a->temperature); const Target<T> target(a);
-  const T* const bias = (const T*)a->bias; T* const u = (T*)scratch; T* const x = u + K;
-  for (ptrdiff_t i = begin; i < end; i++) {
-    int64_t y; T weight; take_rows<T>(a, i, 1, &y, &weight, out);
-    const char* const zp = run_at(a->logits, a->inner, i, 1).at; const char* const xp = run_at(a->x, a->inner, i, 1).at;
-    char* const gp = run_at(a->grad, a->inner, i, 1).at;
-    if (weight == 0) { for (ptrdiff_t k = 0; k < K; k++) number_to(a->storage, T(0), gp + k * a->grad.cls); continue; }
-    T m = -inf; ptrdiff_t infinite = 0;
-    for (ptrdiff_t k = 0; k < K; k++) {
-      T v = number_at<T>(a->storage, zp + k * a->logits.cls) * inverse; if (bias) v += bias[k];
-      u[k] = v; m = v > m ? v : m; infinite += v == inf; x[k] = *(const T*)(xp + k * a->x.cls);
-    }
-    double Q = 0;
-    if (a->soft.data) {
-      const char* tp = run_at(a->soft, a->inner, i, 1).at; bool negative = false;
-      for (ptrdiff_t k = 0; k < K; k++) { const T t = *(const T*)(tp + k * a->soft.cls); negative |= !(t >= 0); Q += (target.alpha * t + target.beta) * (target.w ? target.w[k] : T(1)); }
-      if (negative && out->bad < 0) out->bad = i;
-    } else { const double wy = target.w ? target.w[y] : 1; Q = wy * target.top + target.beta * (target.weight_sum - wy); }
-    if (m == inf && infinite == 1) { for (ptrdiff_t k = 0; k < K; k++) u[k] = u[k] == inf ? T(0) : u[k] != u[k] ? u[k] : -inf; m = 0; }
-    else if (!(m > -inf && m < inf)) { m = 0; u[0] = T(__builtin_nan("")); }
-    const Shift<T> s = shift_of(m); double sum = 0, mean = 0;
-    for (ptrdiff_t k = 0; k < K; k++) { u[k] = exp_of(u[k], s); sum += u[k]; mean += (double)u[k] * x[k]; }
-    mean /= sum;
-    double c = Q; const double zeta = a->z_loss, factor = (double)weight * target.hess_scale / sum;
-    if (zeta != 0) c += 2 * zeta * (m + (double)log1p_of(T((sum - exp_of(m, s)) / exp_of(m, s))));
-    for (ptrdiff_t k = 0; k < K; k++) number_to(a->storage, T((double)u[k] * (c * (x[k] - mean) + 2 * zeta * mean) * factor), gp + k * a->grad.cls);
-  }
 }
 
 // ---- denominators of the reductions, and the check of the targets, without the logits --------------------------------

@@ -11,13 +11,17 @@ namespace fx {
 
 enum Storage { FLOAT = 0, DOUBLE = 1, HALF = 2, BFLOAT = 3 };   // of logits, gradients and Hessians
 
+// Members of the family L = f(p_y): cross-entropy l; focal (1 - p)^a l; a l + b (1 - p); (1 - p^a) / a.
+enum Family { CROSS_ENTROPY = 0, FOCAL = 1, LINEAR = 2, POWER = 3 };
+
 struct Matrix {                     // rows and classes somewhere in memory; data null: absent
   char* data;
   ptrdiff_t outer, cls, inner;
 };
 
 struct SoftmaxRows {
-  int storage;
+  int storage, family;
+  double a, b;                      // parameters of the family's member
   ptrdiff_t inner, classes;
   Matrix logits;
   Matrix labels; int label_kind;    // log2(itemsize) | 4 if signed; cls unused
@@ -68,6 +72,6 @@ static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
   return lanes;
 }
 // Numbers of scratch that a kernel wants per thread.
-static inline ptrdiff_t scratch_of(const SoftmaxRows* a) { return 3 * a->classes * (in_lanes(a) ? lanes_of(a) : 1); }
+static inline ptrdiff_t scratch_of(const SoftmaxRows* a) { return (in_lanes(a) ? 3 * lanes_of(a) : 5) * a->classes; }
 
 }  // namespace fx

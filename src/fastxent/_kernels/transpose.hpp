@@ -12,13 +12,13 @@ template <int N, int S, class V, int... k> FX_INLINE void exchange(V& a, V& b, S
   a = lo; b = hi;
 }
 template <int N, int S, class V> struct Stage {
-  FX_INLINE void run(V* x) {
+  static FX_INLINE_MEMBER void run(V* x) {
 #pragma GCC unroll 16
     for (int i = 0; i < N; i++) if ((i & S) == 0) exchange<N, S>(x[i], x[i + S], typename Make<N>::type());
     Stage<N, S / 2, V>::run(x);
   }
 };
-template <int N, class V> struct Stage<N, 0, V> { FX_INLINE void run(V*) {} };
+template <int N, class V> struct Stage<N, 0, V> { static FX_INLINE_MEMBER void run(V*) {} };
 
 // N x N numbers at `from` (rows `fs` apart) transposed to `to` (rows `ts` apart)
 template <class T> FX_INLINE void tile(const T* from, ptrdiff_t fs, T* to, ptrdiff_t ts) {

@@ -1,0 +1,66 @@
+# Everything happens in .venv, nothing outside this folder.
+#   make demo ARGS="--data table.csv --target species"     passes arguments on
+#   make bench ARGS="-k softmax"
+#   make test PY=python3.12                                chooses the interpreter of a new .venv
+PY ?= python3
+BIN := .venv/bin
+ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Whatever changes the extensions: a suffix missing here would leave an old one in place.
+KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
+
+.PHONY: demo test test-all bench lint wheel clean
+
+demo: .venv/built
+	$(BIN)/fastxent demo $(ARGS)
+
+test: .venv/built
+	$(BIN)/python -m pytest -q --benchmark-disable -m "not slow"
+
+test-all: .venv/all
+	$(BIN)/python -m pytest -q --benchmark-disable
+
+bench: .venv/bench
+	mkdir -p bench-out
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-json=bench-out/benchmark.json $(ARGS)
+	$(BIN)/python benchmarks/report.py bench-out/benchmark.json > bench-out/report.md
+	cat bench-out/report.md
+
+lint: .venv/lint
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy.stubtest fastxent --mypy-config-file pyproject.toml --allowlist .ci/stubtest-allowlist
+	$(BIN)/python -m pytest -q tests/test_package.py -k sdist_holds
+
+wheel: .venv/built
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf .venv build dist bench-out demo-out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf src/*.egg-info src/fastxent/*.so
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+# An existing .venv is used as it is; the stamps in it say what it already holds.
+.venv/ready: pyproject.toml
+	@test -x $(BIN)/python || $(PY) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fastxent needs Python 3.11 or newer, $(PY) is " + sys.version.split()[0] + ": make PY=...")'
+	test -x $(BIN)/python || $(PY) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q --group build --group test
+	touch $@
+
+.venv/built: .venv/ready setup.py $(KERNELS)
+	$(BIN)/python -m pip install -q --no-build-isolation --editable ".[cli]"
+	touch $@
+
+.venv/all: .venv/built
+	$(BIN)/python -m pip install -q --group test-all
+	touch $@
+
+.venv/bench: .venv/built
+	$(BIN)/python -m pip install -q --group bench
+	touch $@
+
+.venv/lint: .venv/built
+	$(BIN)/python -m pip install -q --group lint
+	touch $@

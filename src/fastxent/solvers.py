@@ -1,0 +1,537 @@
+"""Full-batch minimizers of a smooth function given as `value_and_grad(x)`, some also `hvp(x, v)` or `hessian(x)`.
+
+A solver knows vectors only: no data, no labels, no backends.  Iterates and gradients are float64 vectors.
+Every solver stops at the first of
+
+    converged    max |gradient| <= tol max_iter     that many iterations precision    values and gradients no
+    longer change beyond their rounding error, and the gradient is above tol not_finite   the function or its
+    gradient is not finite where the search starts stopped      the callback returned True interrupted
+    KeyboardInterrupt
+
+and answers with an `Outcome`: a value, never an exception, always holding the best point so far and, as
+words, what happened and what to do about it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import linalg
+
+__all__ = ["Iterate", "Outcome", "lbfgs", "newton", "newton_cg", "owlqn"]
+
+_DECREASE = 1e-4  # of the sufficient decrease condition
+_CURVATURE = 0.9
+_MAX_TRIALS = 30  # of one line search
+_PATIENCE = 8  # iterations without measurable progress
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """What a callback sees after an iteration: the point, its value, max |gradient| and the iteration's number."""
+
+    x: np.ndarray = field(repr=False)
+    fun: float
+    grad_max: float
+    n_iter: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a minimization ended.
+
+    Attributes
+    ----------
+    x : ndarray
+        The best point found.
+    fun : float
+        The function there.
+    grad_max : float
+        max |gradient| there.
+    tol : float
+        What `grad_max` should have reached.
+    n_iter, n_evaluations, n_products : int
+        Iterations, calls of `value_and_grad`, and of `hvp` or `hessian`.
+    status : str
+        "converged", "max_iter", "precision", "not_finite", "stopped" or "interrupted".
+    message : str
+        What happened, by how much, and what to do.
+    """
+
+    x: np.ndarray = field(repr=False)
+    fun: float
+    grad_max: float
+    tol: float
+    n_iter: int
+    n_evaluations: int
+    n_products: int
+    status: str
+    message: str
+
+    @property
+    def converged(self):
+        """Whether max |gradient| reached tol."""
+        return self.status == "converged"
+
+
+def lbfgs(
+    value_and_grad,
+    x0,
+    *,
+    tol=1e-4,
+    max_iter=100,
+    memory=10,
+    precision=2.0**-52,
+    precondition=None,
+    callback=None,
+):
+    """Limited-memory BFGS with a line search for the strong Wolfe conditions.
+
+    The two-loop recursion of Nocedal and Wright, Numerical optimization, 2006, algorithm 7.4; the inverse
+    Hessian it starts from is γ P⁻¹ with γ = sᵀy / yᵀP⁻¹y, P the preconditioner (the identity without one).
+
+    Parameters
+    ----------
+    value_and_grad : callable
+        x (n,) float64 to (float, ndarray (n,)).
+    x0 : ndarray (n,)
+    tol : float
+        Bound on max |gradient|.
+    max_iter : int
+    memory : int
+        Pairs of steps and gradient changes kept.
+    precision : float
+        Relative rounding error of the values; smaller differences are noise.
+    precondition : None or callable
+        g (n,) to P⁻¹g for a positive definite P that resembles the Hessian.
+    callback : None or callable
+        Called with an `Iterate` after every iteration; True stops.
+
+    Returns
+    -------
+    Outcome
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> out = lbfgs(lambda x: (float((x - 3) @ (x - 3)), 2 * (x - 3)), np.zeros(2))
+    >>> out.status, out.x.round(6).tolist()
+    ('converged', [3.0, 3.0])
+    """
+    run = _Run(value_and_grad, x0, tol, max_iter, precision, callback)
+    pairs = _Pairs(memory, precondition)
+    return run.minimize(lambda: -pairs.inverse(run.grad), pairs.first_step, pairs.learn, pairs.forget)
+
+
+def owlqn(
+    value_and_grad,
+    l1,
+    x0,
+    *,
+    tol=1e-4,
+    max_iter=100,
+    memory=10,
+    precision=2.0**-52,
+    callback=None,
+):
+    """Orthant-wise limited-memory BFGS for a smooth function plus Σ l1_i |x_i|.
+
+    Andrew and Gao, Scalable training of L1-regularized log-linear models, ICML 2007: the gradient of smallest
+    norm takes the gradient's place, a step keeps to the orthant it starts into, and whatever would leave it
+    becomes exactly 0.  Where the quasi-Newton direction gets stuck, it is forgotten and the steepest one
+    tried.
+
+    Parameters
+    ----------
+    value_and_grad : callable
+        The smooth part: x (n,) float64 to (float, ndarray (n,)).
+    l1 : ndarray (n,)
+        Weights >= 0 of the absolute values; 0 leaves an entry alone.
+    x0, tol, max_iter, memory, precision, callback
+        As for `lbfgs`; `tol` bounds the largest entry of the subgradient of smallest norm.
+
+    Returns
+    -------
+    Outcome
+        `fun` includes the absolute values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.array([3.0, 0.5])
+    >>> out = owlqn(lambda x: (float((x - a) @ (x - a)) / 2, x - a), np.ones(2), np.zeros(2))
+    >>> out.status, out.x.round(4).tolist()
+    ('converged', [2.0, 0.0])
+    """
+    run = _OrthantRun(value_and_grad, l1, x0, tol, max_iter, precision, callback)
+    pairs = _Pairs(memory, None)
+
+    def direction():
+        p = -pairs.inverse(run.steepest)
+        p[p * run.steepest >= 0] = 0
+        return p
+
+    return run.minimize(direction, pairs.first_step, pairs.learn, pairs.forget)
+
+
+def newton_cg(
+    value_and_grad,
+    hvp,
+    x0,
+    *,
+    tol=1e-4,
+    max_iter=100,
+    max_cg=200,
+    precision=2.0**-52,
+    precondition=None,
+    callback=None,
+):
+    """Newton's method whose steps come from conjugate gradients, with a line search for the strong Wolfe conditions.
+
+    Conjugate gradients stop at a relative residual of min(1/2, √|g|) (Nocedal and Wright, Numerical
+    optimization, 2006, algorithm 7.1), at a direction of non-positive curvature, or after `max_cg` products.
+
+    Parameters
+    ----------
+    value_and_grad, x0, tol, max_iter, precision, precondition, callback
+        As for `lbfgs`; the preconditioner serves the conjugate gradients.
+    hvp : callable
+        (x (n,), v (n,)) to the Hessian at x times v.
+    max_cg : int
+        Products per iteration.
+
+    Returns
+    -------
+    Outcome
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = np.diag([1.0, 100.0])
+    >>> out = newton_cg(lambda x: (float(x @ A @ x) / 2, A @ x), lambda x, v: A @ v, np.ones(2), tol=1e-10)
+    >>> out.status, bool(abs(out.x).max() < 1e-9)
+    ('converged', True)
+    """
+    run = _Run(value_and_grad, x0, tol, max_iter, precision, callback)
+
+    def direction():
+        g = run.grad
+        p = np.zeros_like(g)
+        r = g.copy()
+        z = r if precondition is None else precondition(r)
+        d = -z
+        rz = r @ z
+        # Asking for less than a tenth of tol would only polish digits that the next test does not read.
+        enough = max(min(0.5, math.sqrt(np.linalg.norm(g))) * np.linalg.norm(g), 0.1 * tol)
+        for _ in range(max_cg):
+            if np.linalg.norm(r) <= enough:
+                break
+            Hd = hvp(run.x, d)
+            run.n_products += 1
+            curvature = d @ Hd
+            if not curvature > 1e-15 * (d @ d):
+                break
+            a = rz / curvature
+            p += a * d
+            r += a * Hd
+            z = r if precondition is None else precondition(r)
+            previous, rz = rz, r @ z
+            d = -z + (rz / previous) * d
+        return p if p.any() else d
+
+    return run.minimize(direction, lambda p: 1.0, lambda s, y: None, lambda: False)
+
+
+def newton(value_and_grad, hessian, x0, *, tol=1e-4, max_iter=100, precision=2.0**-52, callback=None):
+    """Newton's method with a Cholesky factor of the whole Hessian and a line search for the strong Wolfe conditions.
+
+    A Hessian that is not positive definite (two logits that may both be shifted, say) gets the smallest
+    multiple of its largest diagonal entry added that makes it so.
+
+    Parameters
+    ----------
+    value_and_grad, x0, tol, max_iter, precision, callback
+        As for `lbfgs`.
+    hessian : callable
+        x (n,) to the symmetric matrix (n, n).
+
+    Returns
+    -------
+    Outcome
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = np.diag([1.0, 100.0])
+    >>> out = newton(lambda x: (float(x @ A @ x) / 2, A @ x), lambda x: A, np.ones(2))
+    >>> out.status, out.n_iter
+    ('converged', 1)
+    """
+    run = _Run(value_and_grad, x0, tol, max_iter, precision, callback)
+
+    def direction():
+        H = hessian(run.x)
+        run.n_products += 1
+        largest = max(float(np.diagonal(H).max(initial=0.0)), 1e-300)
+        ridge = 0.0
+        while True:
+            try:
+                damped = H if ridge == 0 else H + ridge * largest * np.eye(len(H))
+                p = -linalg.cho_solve(
+                    linalg.cho_factor(damped, check_finite=False), run.grad, check_finite=False
+                )
+                # An indefinite matrix can pass as definite by rounding: then its "solution" is no descent.
+                if np.isfinite(p).all() and p @ run.grad < 0:
+                    return p
+            except linalg.LinAlgError:
+                pass
+            if ridge > 1e6:
+                return -run.grad
+            ridge = 1e-14 if ridge == 0 else 100 * ridge
+
+    return run.minimize(direction, lambda p: 1.0, lambda s, y: None, lambda: False)
+
+
+class _Pairs:
+    """What L-BFGS knows of the inverse Hessian: pairs of steps s and gradient changes y, and a preconditioner."""
+
+    def __init__(self, memory, precondition):
+        self._pairs, self._precondition = deque(maxlen=memory), precondition
+
+    def inverse(self, grad):
+        """Inverse Hessian times a gradient."""
+        q = grad.copy()
+        weights = []
+        for s, y, rho, _ in reversed(self._pairs):
+            a = rho * (s @ q)
+            weights.append(a)
+            q -= a * y
+        if self._precondition is not None:
+            q = self._precondition(q)
+        if self._pairs:
+            q *= self._pairs[-1][3]
+        for (s, y, rho, _), a in zip(self._pairs, reversed(weights), strict=True):
+            q += (a - rho * (y @ q)) * s
+        return q
+
+    def first_step(self, p):
+        # Without any knowledge of the curvature a step of length 1 at most; later ones are scaled by the
+        # pairs.
+        known = self._pairs or self._precondition is not None
+        return 1.0 if known else min(1.0, 1.0 / max(np.linalg.norm(p), 1e-300))
+
+    def learn(self, s, y):
+        curvature = s @ y
+        if curvature <= 1e-14 * np.linalg.norm(s) * np.linalg.norm(y):
+            return
+        scaled = y if self._precondition is None else self._precondition(y)
+        self._pairs.append((s, y, 1.0 / curvature, curvature / (y @ scaled)))
+
+    def forget(self):
+        known = bool(self._pairs)
+        self._pairs.clear()
+        return known
+
+
+class _Run:
+    """The loop that all solvers share: line search, stopping rules, callback, and the outcome."""
+
+    def __init__(self, value_and_grad, x0, tol, max_iter, precision, callback):
+        self.value_and_grad, self.tol, self.max_iter = value_and_grad, float(tol), max_iter
+        self.precision, self.callback = precision, callback
+        self.x = np.array(x0, dtype=np.float64)
+        self.fun, self.grad = math.nan, np.full_like(self.x, np.nan)
+        self.n_iter = self.n_evaluations = self.n_products = 0
+
+    @property
+    def steepest(self):
+        """The gradient, or what stands for it: its largest entry is what `tol` bounds."""
+        return self.grad
+
+    @property
+    def grad_max(self):
+        return float(np.abs(self.steepest).max(initial=0.0))
+
+    def evaluate(self, x):
+        self.n_evaluations += 1
+        value, grad = self.value_and_grad(x)
+        return float(value), np.asarray(grad, dtype=np.float64)
+
+    def minimize(self, direction, first_step, learn, forget):
+        """Iterate until a stopping rule holds.
+
+        `direction()` is a search direction at (x, grad), `first_step(p)` the step to try first, `learn(s, y)`
+        takes the accepted step, `forget()` drops what was learnt and says whether there was anything.
+        """
+        try:
+            status = self._iterate(direction, first_step, learn, forget)
+        except KeyboardInterrupt:
+            status = "interrupted"
+        return self._outcome(status)
+
+    def _iterate(self, direction, first_step, learn, forget):
+        self.fun, self.grad = self.evaluate(self.x)
+        if not (math.isfinite(self.fun) and np.isfinite(self.grad).all()):
+            return "not_finite"
+        milestone, idle = (self.fun, self.grad_max), 0
+        while True:
+            if self.grad_max <= self.tol:
+                return "converged"
+            if self.n_iter >= self.max_iter:
+                return "max_iter"
+            p = direction()
+            slope = p @ self.steepest
+            if not (math.isfinite(slope) and slope < 0):
+                if forget():
+                    continue
+                p = -self.steepest
+                slope = p @ self.steepest
+            found = self._search(p, slope, first_step(p))
+            if found is None:
+                if forget():
+                    continue
+                return "precision"
+            x, value, grad = found
+            s, y = x - self.x, grad - self.grad
+            self.x, self.fun, self.grad = x, value, grad
+            self.n_iter += 1
+            learn(s, y)
+            if self.callback is not None and self.callback(Iterate(x, value, self.grad_max, self.n_iter)):
+                return "converged" if self.grad_max <= self.tol else "stopped"
+            # Progress since the last milestone: a value lower by more than rounding, or a clearly smaller
+            # gradient.
+            if value < milestone[0] - self.precision * abs(value) or self.grad_max < 0.9 * milestone[1]:
+                milestone, idle = (value, self.grad_max), 0
+            else:
+                idle += 1
+            if idle >= _PATIENCE and self.grad_max > self.tol:
+                return "precision"
+
+    def _search(self, p, slope, step):
+        """A step along p for the strong Wolfe conditions: (x, value, gradient), or None.
+
+        Bracketing and interpolation as in Nocedal and Wright, algorithms 3.5 and 3.6.  Where values differ by
+        no more than their rounding error, the slopes decide instead, as in Hager and Zhang, A new conjugate
+        gradient method with guaranteed descent and an efficient line search, SIAM J. Optim. 16, 2005.
+        """
+        noise = self.precision * abs(self.fun)
+        low, high = _Trial(0.0, self.fun, slope, None, None), None
+        trials = 0
+        while trials < _MAX_TRIALS:
+            x = self.x + step * p
+            if (x == self.x).all():
+                break
+            value, grad = self.evaluate(x)
+            trials += 1
+            here = _Trial(step, value, p @ grad, x, grad)
+            if not (math.isfinite(value) and math.isfinite(here.slope)):
+                high, step = _Trial(step, math.inf, math.inf, None, None), low.step + 0.1 * (step - low.step)
+                continue
+            flat = value <= self.fun + noise and here.slope <= (2 * _DECREASE - 1) * slope
+            if not (value <= self.fun + _DECREASE * step * slope or flat) or value > low.value + noise:
+                high = here
+            elif abs(here.slope) <= -_CURVATURE * slope:
+                return x, value, grad
+            else:
+                if here.slope * ((high.step if high else math.inf) - low.step) >= 0:
+                    high = low
+                low = here
+            if high is None:
+                step = low.step * min(10.0, max(2.0, _extrapolated(self.fun, slope, low)))
+            else:
+                step = _between(low, high)
+                if abs(high.step - low.step) <= 1e-12 * max(low.step, high.step):
+                    break
+        # A point of sufficient decrease is worth taking without the curvature condition.
+        return None if low.x is None else (low.x, low.value, low.grad)
+
+    def _outcome(self, status):
+        gap = f"max |gradient| is {self.grad_max:.3g}, tol asks for {self.tol:.3g}"
+        if self.tol > 0 and math.isfinite(self.grad_max):
+            gap += f" ({self.grad_max / self.tol:.3g} times as much)"
+        messages = {
+            "converged": f"converged after {self.n_iter} iterations: max |gradient| is {self.grad_max:.3g}, "
+            f"tol asks for {self.tol:.3g}",
+            "max_iter": f"stopped at max_iter={self.max_iter} iterations: {gap}. Increase max_iter or tol, or scale "
+            "the features to similar ranges",
+            "precision": f"stopped after {self.n_iter} iterations because rounding errors hide any further progress: "
+            f"{gap}. Increase tol, scale the features to similar ranges, or pass float64 data if they are float32",
+            "not_finite": "stopped at the start because the objective or its gradient is not finite there. Scale the "
+            "features, or check the starting point if this is a warm start",
+            "stopped": f"stopped by a callback after {self.n_iter} iterations: {gap}",
+            "interrupted": f"interrupted after {self.n_iter} iterations; the point reached is kept: {gap}",
+        }
+        counts = (self.n_iter, self.n_evaluations, self.n_products)
+        return Outcome(self.x, self.fun, self.grad_max, self.tol, *counts, status, messages[status])
+
+
+class _OrthantRun(_Run):
+    """A run whose function is value_and_grad's plus Σ l1 |x|, searched within one orthant at a time."""
+
+    def __init__(self, value_and_grad, l1, *options):
+        super().__init__(value_and_grad, *options)
+        self.l1 = np.asarray(l1, dtype=np.float64)
+
+    def evaluate(self, x):
+        value, grad = super().evaluate(x)
+        return value + float(self.l1 @ np.abs(x)), grad
+
+    @property
+    def steepest(self):
+        """The subgradient of smallest norm."""
+        side = np.where(self.x == 0, -np.sign(self.grad), np.sign(self.x))
+        held = (self.x == 0) & (np.abs(self.grad) <= self.l1)
+        return np.where(held, 0.0, self.grad + side * self.l1)
+
+    def _search(self, p, slope, step):
+        """Halve the step until the point, brought back into the orthant, is low enough."""
+        noise = self.precision * abs(self.fun)
+        steepest = self.steepest
+        orthant = np.where(self.x == 0, -np.sign(steepest), np.sign(self.x))
+        for _ in range(_MAX_TRIALS):
+            x = self.x + step * p
+            x[(x * orthant < 0) & (self.l1 > 0)] = 0
+            if (x == self.x).all():
+                return None
+            value, grad = self.evaluate(x)
+            if value <= self.fun + _DECREASE * (steepest @ (x - self.x)) + noise and np.isfinite(grad).all():
+                return x, value, grad
+            step *= 0.5
+        return None
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A point of a line search: its step, value and slope along the direction."""
+
+    step: float
+    value: float
+    slope: float
+    x: np.ndarray | None
+    grad: np.ndarray | None
+
+
+def _extrapolated(value, slope, low):
+    """Factor by which to lengthen the step: where the line through both slopes reaches zero."""
+    bend = low.slope - slope
+    return -slope / bend if bend > 0 else math.inf
+
+
+def _between(low, high):
+    """The minimizer of the cubic through both ends, kept a tenth of the interval away from them."""
+    a, b = low.step, high.step
+    width = b - a
+    step = a + 0.5 * width
+    if math.isfinite(high.value):
+        d1 = low.slope + high.slope - 3 * (low.value - high.value) / (a - b)
+        square = d1 * d1 - low.slope * high.slope
+        if square >= 0:
+            d2 = math.copysign(math.sqrt(square), width)
+            denominator = high.slope - low.slope + 2 * d2
+            if denominator != 0:
+                step = b - width * (high.slope + d2 - d1) / denominator
+    edge = 0.1 * abs(width)
+    return float(min(max(step, min(a, b) + edge), max(a, b) - edge))

@@ -1,0 +1,54 @@
+"""Fixtures shared by all tests: the layer-0 backends, the data folder, Hypothesis profiles.
+
+Markers (declared in pyproject.toml): ``compiled`` needs the extension, ``gpu`` a CUDA device, ``simulated``
+runs a CUDA kernel in Numba's simulator, ``data`` reads files of the data folder, ``slow`` takes more than
+ten seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Derandomized and without a database: a red run is the same run everywhere, and the working tree stays clean.
+# A busy machine is no reason to fail, so neither is a slow example.
+COMMON = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", max_examples=40, derandomize=True, **COMMON)
+settings.register_profile("thorough", max_examples=1000, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+COMPILED = importlib.util.find_spec("fastxent._core") is not None
+needs_extension = pytest.mark.skipif(not COMPILED, reason="the extension fastxent._core is not built")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip ``compiled`` tests where the extension is missing; test_architecture.py then fails and says so."""
+    for item in items:
+        if "compiled" in item.keywords:
+            item.add_marker(needs_extension)
+
+
+@pytest.fixture(scope="session", params=["numpy", pytest.param("cpu", marks=pytest.mark.compiled)])
+def backend(request):
+    """Name of a layer-0 backend; every test that takes it runs on each."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["float32", "float64"])
+def dtype(request):
+    """Compute dtype of the kernels."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """Folder of the data sets: the variable FASTXENT_DATA, else ../shared/data beside the checkout."""
+    named = os.environ.get("FASTXENT_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data folder {folder}: set FASTXENT_DATA to the folder that holds mnist.npz")
+    return folder

@@ -1,0 +1,161 @@
+"""What is shipped: the metadata, the content of the sdist, and the builds of a stranger's machine.
+
+Builds run in a copy of the source tree, in a folder with a blank in its name.
+"""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fastxent as fx
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT_FILES = sorted(
+    path.name
+    for pattern in ("*.md", "pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE")
+    for path in ROOT.glob(pattern)
+)
+FOLDERS = (".ci", "src", "tests", "benchmarks", "examples", "docs")
+GENERATED = re.compile(r"(\.(so|pyd|pyc)|/_core\.cpp|/_dense\.cpp)$")
+
+# A loss and its gradient by the compiled kernels, from an installation that must not be the source tree.
+USE = """
+import json, sys
+import numpy as np
+import fastxent as fx
+from fastxent import _backend
+labels = np.arange(64) % 4
+loss, grad = fx.softmax_cross_entropy_with_grad(np.zeros((64, 4), np.float32), labels, backend="cpu")
+assert abs(loss - np.log(4)) < 1e-6
+assert np.allclose(grad[0] * 64, [-0.75, 0.25, 0.25, 0.25])
+X, y = [[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 1]
+assert fx.LogisticRegression().fit(X, y).score(X, y) == 1
+json.dump({"file": fx.__file__, **_backend.describe()}, sys.stdout, default=str)
+"""
+
+
+def run(*command, cwd, **env):
+    """Standard output of a command; a failure shows everything it printed."""
+    command = [str(part) for part in command]
+    done = subprocess.run(command, cwd=cwd, env=os.environ | env, text=True, capture_output=True)
+    assert done.returncode == 0, f"{command} failed\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def build(kind, source, out, **env):
+    """Path of the "sdist" or "wheel" that setuptools makes of a source tree, without network or isolation."""
+    out.mkdir(exist_ok=True)
+    code = f"import setuptools.build_meta as b; b.build_{kind}({str(out)!r})"
+    log = run(sys.executable, "-W", "ignore", "-c", code, cwd=source, **env)
+    (made,) = out.iterdir()
+    return made, log
+
+
+def install(wheel, site):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+
+
+def use(site, cwd, **env):
+    answer = json.loads(run(sys.executable, "-c", USE, cwd=cwd, PYTHONPATH=str(site), **env))
+    assert Path(answer["file"]).is_relative_to(site)
+    return answer
+
+
+def files_below(folder):
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
+
+
+def is_source(name):
+    return not (GENERATED.search(name) or "__pycache__" in name or ".egg-info" in name or "/." in name)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the source tree without anything that was built."""
+    copy = tmp_path_factory.mktemp("a tree")
+    for entry in PROJECT_FILES:
+        shutil.copy(ROOT / entry, copy)
+    for name in filter(is_source, sorted(set().union(*map(files_below, FOLDERS)))):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def sdist(source, tmp_path_factory):
+    return build("sdist", source, tmp_path_factory.mktemp("sdist"))[0]
+
+
+def test_metadata_is_that_of_pyproject():
+    metadata = importlib.metadata.metadata("fastxent")
+    assert metadata["Version"] == fx.__version__
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert metadata["Requires-Python"] == PROJECT["requires-python"]
+    assert set(metadata.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
+    always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert sorted(re.match(r"[\w-]+", line)[0] for line in always) == sorted(
+        ["numpy", "scipy", "scikit-learn", "threadpoolctl"]
+    )
+
+
+def test_console_script_starts_the_command_line():
+    (script,) = importlib.metadata.distribution("fastxent").entry_points.select(group="console_scripts")
+    assert (script.name, script.value) == ("fastxent", "fastxent.cli:main")
+    assert callable(script.load())
+
+
+def test_sdist_holds_the_sources_and_nothing_built(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
+    expected = set(PROJECT_FILES) | set(filter(is_source, set().union(*map(files_below, FOLDERS))))
+    assert {"src/fastxent/_core.pyx", "src/fastxent/_kernels/isa_avx512.cpp", "README.md"} <= expected
+    assert not expected - names
+    made = {"PKG-INFO", "setup.cfg"}
+    assert not {name for name in names - expected if name not in made and ".egg-info/" not in name}
+
+
+@pytest.mark.slow
+def test_wheel_from_sdist_works_where_it_is_installed(sdist, tmp_path):
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "un packed", filter="data")
+    (unpacked,) = (tmp_path / "un packed").iterdir()
+    wheel, _ = build("wheel", unpacked, tmp_path / "dist")
+    site = tmp_path / "site"
+    install(wheel, site)
+    names = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    assert {"fastxent/py.typed", "fastxent/__init__.pyi", "fastxent/_core.pyi"} <= names
+    assert not {name for name in names if name.endswith((".pyx", ".pxd", ".cpp", ".hpp"))}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"fastxent"}
+    assert use(site, tmp_path)["cpu"]["available"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for an old compiler is a shell script")
+def test_build_goes_on_without_threads_and_without_instruction_sets(source, tmp_path):
+    for name, real in (("cc", os.environ.get("CC", "cc")), ("c++", os.environ.get("CXX", "c++"))):
+        script = tmp_path / name
+        script.write_text(f'#!/bin/sh\ncase "$*" in *-mavx*) exit 1;; esac\nexec {real} "$@"\n')
+        script.chmod(0o755)
+    tree = tmp_path / "tree"
+    shutil.copytree(source, tree, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    compilers = {"CC": str(tmp_path / "cc"), "CXX": str(tmp_path / "c++")}
+    wheel, log = build("wheel", tree, tmp_path / "dist", FASTXENT_THREADS="0", **compilers)
+    for isa in ("avx2", "avx512"):
+        assert f"building fastxent without {isa} kernels" in log
+    site = tmp_path / "site"
+    install(wheel, site)
+    answer = use(site, tmp_path)
+    assert answer["cpu"]["instruction_sets"] == ["baseline"]
+    assert not answer["cpu"]["threads"]
