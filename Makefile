@@ -5,12 +5,13 @@
 PY ?= python3
 BIN := .venv/bin
 ARGS ?=
+ASAN_TESTS := $(addprefix tests/test_,softmax.py sigmoid.py binary.py edges.py family.py divergence.py binary_family.py linear.py)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test test-all bench lint wheel clean
+.PHONY: demo test test-all asan bench lint wheel clean
 
 demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
@@ -20,6 +21,14 @@ test: .venv/built
 
 test-all: .venv/all
 	$(BIN)/python -m pytest -q --benchmark-disable
+
+# The kernel tests on a build with sanitizers, in a copy of the sources: the extensions of .venv stay as they are.
+asan: .venv/built
+	rm -rf build/asan && mkdir -p build/asan
+	cp -R src tests setup.py pyproject.toml README.md LICENSE build/asan && rm -f build/asan/src/fastxent/*.so
+	cd build/asan && FASTXENT_SANITIZE=address,undefined ../../$(BIN)/python setup.py -q build_ext --inplace
+	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src ../../$(BIN)/python -m pytest -q -p no:cacheprovider $(ASAN_TESTS)
 
 bench: .venv/bench
 	mkdir -p bench-out

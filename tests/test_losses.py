@@ -276,3 +276,39 @@ def test_class_weight_of_another_length(backend):
     f = fx.SoftmaxCrossEntropy(class_weight=[1, 2, 3])
     with pytest.raises(ValueError, match=r"class_weight.*\(2,\).*\(3,\)"):
         f.loss(np.zeros((3, 2)), [0, 1, 0], backend=backend)
+
+
+@pytest.mark.parametrize("options", SIGMOID_OPTIONS, ids=repr)
+def test_sigmoid_curvature_policies(backend, dtype, options):
+    """The exact Hessian is non-negative, so the stand-ins differ from it by their floors alone."""
+    z, y, v, _ = sigmoid_problem(dtype, np.random.default_rng(0))
+    z[0, 0], v[1, 1] = 200, 0
+    f = fx.SigmoidCrossEntropy(**options)
+    exact = f.grad_hess(z, y, v, "sum", backend=backend)[1]
+    for policy, expected in (
+        ("abs", exact),
+        ("upper", exact),
+        ("lightgbm", exact),
+        ("clip", np.maximum(exact, 1e-6 * v)),
+        ("xgboost", np.maximum(exact, 1e-16 * v)),
+    ):
+        grad, hess = f.grad_hess(z, y, v, "sum", hessian=policy, backend=backend)
+        assert_allclose(hess, expected, rtol=4 * np.finfo(dtype).eps, err_msg=policy)
+        assert_array_equal(grad, f.loss_grad(z, y, v, "sum", backend=backend)[1])
+        assert hess.dtype == z.dtype
+        assert hess[1, 1] == 0
+
+
+@pytest.mark.parametrize("options", SIGMOID_OPTIONS, ids=repr)
+def test_sigmoid_solve(backend, dtype, options):
+    z, y, v, r = sigmoid_problem(dtype, np.random.default_rng(0))
+    f = fx.SigmoidCrossEntropy(**options)
+    lam = np.linspace(0.25, 2, z.shape[1])
+    h = f.grad_hess(z, y, v, backend=backend)[1]
+    x = f.solve(z, y, r, lam, v, backend=backend)
+    assert x.dtype == z.dtype
+    assert_allclose(x, r / (lam + h.astype(float)), rtol=4 * np.finfo(dtype).eps)
+    with pytest.raises(ValueError, match="lam: expected positive"):
+        f.solve(z, y, r, 0.0, backend=backend)
+    with pytest.raises(ValueError, match="r: expected the shape of logits"):
+        f.solve(z, y, r[0], 1.0, backend=backend)

@@ -73,8 +73,10 @@ def use(site, cwd, **env):
     return answer
 
 
-def files_below(folder):
-    return {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
+def sources(root):
+    """Names of the files below the folders of a source tree that nothing has made."""
+    files = [path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file()]
+    return {name for name in (path.relative_to(root).as_posix() for path in files) if is_source(name)}
 
 
 def is_source(name):
@@ -87,7 +89,7 @@ def source(tmp_path_factory):
     copy = tmp_path_factory.mktemp("a tree")
     for entry in PROJECT_FILES:
         shutil.copy(ROOT / entry, copy)
-    for name in filter(is_source, sorted(set().union(*map(files_below, FOLDERS)))):
+    for name in sorted(sources(ROOT)):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     return copy
@@ -116,10 +118,10 @@ def test_console_script_starts_the_command_line():
     assert callable(script.load())
 
 
-def test_sdist_holds_the_sources_and_nothing_built(sdist):
+def test_sdist_holds_the_sources_and_nothing_built(source, sdist):
     with tarfile.open(sdist) as archive:
         names = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
-    expected = set(PROJECT_FILES) | set(filter(is_source, set().union(*map(files_below, FOLDERS))))
+    expected = sources(source) | set(PROJECT_FILES)
     assert {"src/fastxent/_core.pyx", "src/fastxent/_kernels/isa_avx512.cpp", "README.md"} <= expected
     assert not expected - names
     made = {"PKG-INFO", "setup.cfg"}
@@ -139,6 +141,9 @@ def test_wheel_from_sdist_works_where_it_is_installed(sdist, tmp_path):
     assert not {name for name in names if name.endswith((".pyx", ".pxd", ".cpp", ".hpp"))}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fastxent"}
     assert use(site, tmp_path)["cpu"]["available"]
+    tests = ["tests/test_golden.py", "tests/test_linear.py"]
+    pytest_again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    assert " passed" in run(*pytest_again, cwd=unpacked, PYTHONPATH=str(site))
 
 
 @pytest.mark.slow

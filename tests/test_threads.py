@@ -259,7 +259,8 @@ def test_fork_while_another_thread_is_inside_a_kernel():
 
 
 INTERRUPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 import numpy as np
 import fastxent as fx
 row = np.zeros(2**17, np.float32)

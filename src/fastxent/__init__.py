@@ -7,8 +7,21 @@ import importlib
 
 from ._backend import show_versions
 from .losses import (
+    AsymmetricLoss,
+    BinaryFocalLoss,
+    BootstrappingLoss,
+    DiceLoss,
+    DistillationLoss,
+    FocalLoss,
+    GANDiscriminatorLoss,
+    GANGeneratorLoss,
+    GeneralizedCrossEntropy,
+    JensenShannonLoss,
+    Poly1Loss,
     SigmoidCrossEntropy,
     SoftmaxCrossEntropy,
+    SymmetricCrossEntropy,
+    TverskyLoss,
     binary_cross_entropy,
     binary_cross_entropy_with_grad,
     sigmoid_cross_entropy,
@@ -21,23 +34,45 @@ from .losses import (
     softmax_cross_entropy_with_grad,
 )
 
+# Name to the module that has it; a module to itself.
 _LAZY = {
     "LogisticRegression": "logistic",
     "MLPClassifier": "mlp",
+    "TemperatureScaling": "calibration",
+    "information": "information",
     "linear_cross_entropy": "linear",
     "linear_cross_entropy_with_grad": "linear",
+    "merge_lse": "shards",
+    "partial_lse": "shards",
 }
 
 __version__ = "0.1.0.dev0"
 __all__ = [
+    "AsymmetricLoss",
+    "BinaryFocalLoss",
+    "BootstrappingLoss",
+    "DiceLoss",
+    "DistillationLoss",
+    "FocalLoss",
+    "GANDiscriminatorLoss",
+    "GANGeneratorLoss",
+    "GeneralizedCrossEntropy",
+    "JensenShannonLoss",
     "LogisticRegression",
     "MLPClassifier",
+    "Poly1Loss",
     "SigmoidCrossEntropy",
     "SoftmaxCrossEntropy",
+    "SymmetricCrossEntropy",
+    "TemperatureScaling",
+    "TverskyLoss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
+    "information",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "merge_lse",
+    "partial_lse",
     "show_versions",
     "sigmoid_cross_entropy",
     "sigmoid_cross_entropy_backward",
@@ -54,7 +89,9 @@ def __getattr__(name):
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    value = importlib.import_module(f".{module}", __name__)
+    if module != name:
+        value = getattr(value, name)
     globals()[name] = value
     return value
 

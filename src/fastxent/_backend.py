@@ -46,6 +46,11 @@ def choose(name):
     raise ValueError(f"backend: expected one of {', '.join(map(repr, NAMES))} or None, got {name!r}")
 
 
+def default_threads():
+    """Threads where the caller names no number: OMP_NUM_THREADS, CPU affinity or cgroup quota, whichever is least."""
+    return 1 if _core is None else _core.info()["num_threads"]
+
+
 @functools.cache
 def _version(distribution):
     try:
@@ -56,7 +61,17 @@ def _version(distribution):
 
 def describe():
     """Versions, instruction set, threads and backends, as a dictionary of plain values."""
-    names = ("numpy", "scipy", "scikit-learn", "threadpoolctl", "cython", "numba", "numba-cuda", "torch", "xgboost")
+    names = (
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "threadpoolctl",
+        "cython",
+        "numba",
+        "numba-cuda",
+        "torch",
+        "xgboost",
+    )
     names += ("lightgbm", "dask", "matplotlib")
     return {
         "fastxent": _version("fastxent"),

@@ -4,9 +4,11 @@ A checked array is a native, aligned NumPy array of a dtype that every backend r
 can read in place.  Messages name the argument, what was expected and what came.
 """
 
+import itertools
 import math
 import numbers
 import operator
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -62,14 +64,17 @@ def whole(value, name):
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
 
 
-def per_base(base):
-    """Factor from nats to the unit of `base`: 1 / ln(base)."""
-    if base is None:
-        return 1.0
+def log_of_base(base):
+    """Natural logarithm of the base of a logarithm."""
     base = real(base, "base", 0.0, open_low=True)
     if base == 1:
         raise ValueError("base: expected a positive number other than 1, got 1.0")
-    return 1.0 / math.log(base)
+    return math.log(base)
+
+
+def per_base(base):
+    """Factor from nats to the unit of `base`: 1 / ln(base)."""
+    return 1.0 if base is None else 1.0 / log_of_base(base)
 
 
 # ----------------------------------------------------------------------------------------------------------- arrays
@@ -78,7 +83,11 @@ def per_base(base):
 def array(values, name):
     """Anything array-like as a native, aligned array, without a copy where it is one already."""
     if type(values) is not np.ndarray:
-        foreign = not isinstance(values, np.ndarray) and hasattr(values, "__dlpack__") and not hasattr(values, "__array__")
+        foreign = (
+            not isinstance(values, np.ndarray)
+            and hasattr(values, "__dlpack__")
+            and not hasattr(values, "__array__")
+        )
         try:
             values = np.from_dlpack(values) if foreign else np.asarray(values)
         except (ValueError, TypeError) as error:
@@ -100,7 +109,7 @@ def floats(values, name):
     """Array of float32, float64, float16 or bfloat16; integers and booleans become float64."""
     a = array(values, name)
     dtype = a.dtype
-    if dtype is FLOAT32 or dtype is FLOAT64 or dtype == FLOAT32 or dtype == FLOAT64 or is_half(dtype):
+    if dtype in (FLOAT32, FLOAT64) or is_half(dtype):
         return a
     if dtype.kind in "iub":
         return a.astype(np.float64)
@@ -131,7 +140,10 @@ def per_class(values, name, n_classes, dtype, *, check=True):
     if a.shape != (n_classes,):
         raise ValueError(f"{name}: expected shape ({n_classes},), one number per class, got {a.shape}")
     if check and name == "class_weight" and not (np.isfinite(a) & (a >= 0)).all():
-        raise ValueError("class_weight: expected finite non-negative numbers, got " + _first(a, ~(a >= 0) | ~np.isfinite(a)))
+        raise ValueError(
+            "class_weight: expected finite non-negative numbers, got "
+            + _first(a, ~(a >= 0) | ~np.isfinite(a))
+        )
     if check and np.isnan(a).any():
         raise ValueError(f"{name}: expected numbers, got " + _first(a, np.isnan(a)))
     return np.ascontiguousarray(a)
@@ -154,7 +166,8 @@ def per_row(values, name, shape, dtype, *, check=True):
 
 def _first(a, wrong):
     at = np.unravel_index(int(np.argmax(wrong)), a.shape)
-    return f"{a[at]} at index {at[0] if len(at) == 1 else tuple(map(int, at))}"
+    at = tuple(map(int, at))
+    return f"{a[at]} at index {at[0] if len(at) == 1 else at}" if at else f"{a[at]}"
 
 
 # -------------------------------------------------------------------------------------------------- softmax problems
@@ -189,8 +202,10 @@ def layered(a, axis):
     return a.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
 
 
-def softmax_input(logits, targets, axis, name="logits"):
+def softmax_input(logits, targets, axis, name="logits", *, check=True):
     """Check logits against labels or soft targets and lay both out for the kernels.
+
+    With `check`, logits that look like probabilities are warned of.
 
     Raises
     ------
@@ -215,22 +230,99 @@ def softmax_input(logits, targets, axis, name="logits"):
     dtype = compute_dtype(z.dtype)
     if y.ndim == z.ndim - 1:
         if y.shape != row_shape:
-            raise ValueError(f"targets: expected labels of shape {row_shape} for logits {shape}, got {y.shape}")
+            raise ValueError(
+                f"targets: expected labels of shape {row_shape} for logits {shape}, got {y.shape}"
+            )
         if y.dtype.kind not in "iub":
             if y.size:
                 raise TypeError(
                     f"targets: expected integer or bool labels, got dtype {y.dtype}; "
-                    f"probabilities have the shape of the logits, {shape}"
+                    + label_advice(y, f"probabilities have the shape of the logits, {shape}")
                 )
             y = y.astype(np.int64)
         rows = y.reshape(math.prod(shape[:axis]), math.prod(shape[axis + 1 :]))
-        return SoftmaxInput(z, layered(z, axis), rows, False, axis, shape, row_shape, dtype)
+        layers = layered(z, axis)
+        if check and not _told and z.size > 3 and 0.0 <= z.item(0) <= 1.0 and 0.0 <= z.item(1) <= 1.0:
+            warn_of_probabilities(layers)
+        return SoftmaxInput(z, layers, rows, False, axis, shape, row_shape, dtype)
     if y.shape == shape:
         y = numbers_like(y, "targets", dtype)
-        return SoftmaxInput(z, layered(z, axis), layered(y, axis), True, axis, shape, row_shape, dtype)
-    hint = "; it looks transposed" if y.ndim == 2 and y.T.shape == shape else ""
+        layers = layered(z, axis)
+        if check and not _told and z.size > 3 and 0.0 <= z.item(0) <= 1.0 and 0.0 <= z.item(1) <= 1.0:
+            warn_of_probabilities(layers)
+        return SoftmaxInput(z, layers, layered(y, axis), True, axis, shape, row_shape, dtype)
+    hint = shape_advice(y, shape, row_shape, axis)
     raise ValueError(
-        f"targets: expected integer labels of shape {row_shape} or probabilities of shape {shape}, got shape {y.shape}{hint}"
+        f"targets: expected integer labels of shape {row_shape} or probabilities of shape {shape}, "
+        f"got shape {y.shape}{hint}"
+    )
+
+
+def label_advice(y, otherwise):
+    """What to do about labels of a dtype that is none of labels'."""
+    if y.dtype.kind == "f" and np.isfinite(y).all() and (y == np.rint(y)).all():
+        return "these are whole numbers: pass targets.astype(int)"
+    if y.dtype.kind in "OSU":
+        return "number the classes first: np.unique(targets, return_inverse=True)[1], or use an estimator"
+    return otherwise
+
+
+def shape_advice(y, shape, row_shape, axis):
+    """What to do about targets of a shape that belongs to neither labels nor soft targets."""
+    if y.ndim == len(shape) and y.ndim == 2 and y.T.shape == shape:
+        return "; they look transposed: pass targets.T"
+    if y.ndim == len(shape) and y.shape == (*shape[:axis], 1, *shape[axis + 1 :]):
+        return f"; for labels drop the axis of length 1: targets.reshape({row_shape})"
+    if y.ndim == len(shape) and y.ndim > 2 and sorted(y.shape) == sorted(shape):
+        return "; the axes are in another order: move the classes to the same place in both"
+    if (
+        y.ndim == len(shape)
+        and sum(a != b for a, b in zip(y.shape, shape, strict=True)) == 1
+        and y.shape[axis] != shape[axis]
+    ):
+        return f"; probabilities need one column for each of the {shape[axis]} classes, these have {y.shape[axis]}"
+    return ""
+
+
+# Mistakes are told once per process: a training loop would repeat them at every step.
+_told = []
+_LOOKED_AT = 16  # classes of the first row that are read one by one before any array operation
+_ROWS = 8
+
+
+def warn_of_probabilities(logits):
+    """Warn, once per process, if logits (outer, classes, inner) look like probabilities.
+
+    They do if each of the first 8 rows, at least two, is non-negative and sums to 1, unless all are one-hot or constant
+    (those come up as logits, and constant ones are harmless).  Ordinary logits fail at one of their first numbers, so
+    nothing else is read of them; `softmax_input` looks at two before it calls.
+    """
+    n_classes = logits.shape[1]
+    if n_classes == 1 or logits.size == n_classes:
+        return
+    most = 1.01 if logits.itemsize == 2 else 1.000001
+    total = 0.0
+    for k in range(min(n_classes, _LOOKED_AT)):
+        value = logits.item(0, k, 0)
+        total += value
+        if not 0.0 <= value <= total <= most:
+            return
+    if n_classes <= _LOOKED_AT and total < 2 - most:
+        return
+    rows = np.moveaxis(logits[:_ROWS], 1, 2)[:, :_ROWS].reshape(-1, n_classes)[:_ROWS].astype(FLOAT64)
+    with np.errstate(all="ignore"):
+        sums = rows.sum(axis=1)
+        if not ((rows >= 0).all() and (abs(sums - 1) <= most - 1).all()):
+            return
+    if (np.rint(rows) == rows).all() or (rows == rows[:, :1]).all():
+        return
+    _told.append("probabilities")
+    warnings.warn(
+        f"logits: the first {len(rows)} rows are non-negative and sum to 1, so they look like probabilities. "
+        "This function takes the scores before the softmax: pass those, or np.log(probabilities). "
+        "check=False silences this warning, which comes once.",
+        UserWarning,
+        stacklevel=2,
     )
 
 
@@ -242,6 +334,15 @@ def axis_of(axis, ndim):
     return number % ndim
 
 
+def axes_of(axis, ndim):
+    """Axes as different numbers from 0 to ndim - 1: of an int, a tuple, or None for all."""
+    axes = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(axis_of(one, ndim) for one in axes)
+    if (ndim and not axes) or len(set(axes)) != len(axes):
+        raise ValueError(f"axis: expected an integer, a tuple of different integers or None, got {axis!r}")
+    return axes
+
+
 def bad_target(problem, row, given):
     """Error for the first bad target that a kernel reported, at flat row `row`."""
     shape = problem.row_shape
@@ -249,12 +350,20 @@ def bad_target(problem, row, given):
     where = f"targets[{', '.join(map(str, at))}]" if at else "targets"
     k = problem.n_classes
     if problem.soft:
-        return ValueError(f"{where}: expected probabilities >= 0 in every class, got a negative number or NaN")
+        return ValueError(
+            f"{where}: expected probabilities >= 0 in every class, got a negative number or NaN"
+        )
     labels = array(given, "targets")
     value = labels[at]
     text = f"{where} = {value} is not a class: expected 0 <= label < {k}"
     if int(value) == k and int(labels.max()) == k and not (labels == 0).any():
         text += "; do the labels start at 1? Subtract 1"
+    elif k == 2 and ((labels == -1) | (labels == 1)).all():
+        text += "; for labels -1 and 1 pass (targets + 1) // 2"
+    elif int(labels.max()) >= k and int(labels.min()) >= 0:
+        text += (
+            f"; the largest label, {labels.max()}, needs at least {int(labels.max()) + 1} columns of logits"
+        )
     return ValueError(text)
 
 
@@ -270,13 +379,21 @@ def output(out, like, name="out"):
         raise TypeError(f"{name}: expected dtype {like.dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
-    if out.size and any(step == 0 and length > 1 for step, length in zip(out.strides, out.shape, strict=True)):
-        raise ValueError(f"{name}: expected an element for every result, got one that repeats (a stride of 0)")
+    if (
+        0 in out.strides
+        and out.size
+        and any(step == 0 and length > 1 for step, length in zip(out.strides, out.shape, strict=True))
+    ):
+        raise ValueError(
+            f"{name}: expected an element for every result, got one that repeats (a stride of 0)"
+        )
     return out
 
 
 def same_memory(a, b):
     """Whether two arrays are the same elements at the same places."""
+    if a is b or not np.may_share_memory(a, b):
+        return a is b
     return (
         a.shape == b.shape
         and a.strides == b.strides
@@ -320,11 +437,20 @@ def element_input(values, targets, sample_weight, pos_weight, name, *, check=Tru
     dtype = compute_dtype(z.dtype)
     y = numbers_like(targets, "targets", dtype)
     if y.shape != shape:
-        raise ValueError(f"targets: expected the shape of {name}, {shape}, got {y.shape}")
+        hint = ""
+        if y.shape == shape[:-1]:
+            hint = f"; for one class of {shape[-1]} per row use softmax_cross_entropy, for several one-hot targets"
+        elif y.ndim == 2 and y.T.shape == shape:
+            hint = "; they look transposed: pass targets.T"
+        elif y.size == math.prod(shape):
+            hint = f"; if they are in the same order, reshape them: targets.reshape({shape})"
+        raise ValueError(f"targets: expected the shape of {name}, {shape}, got {y.shape}{hint}")
     sample_weight = per_row(sample_weight, "sample_weight", shape, dtype, check=check)
     pos_weight = per_row(pos_weight, "pos_weight", shape, dtype, check=check)
     if check and pos_weight is not None and (pos_weight < 0).any():
-        raise ValueError("pos_weight: expected non-negative numbers, got " + _first(pos_weight, pos_weight < 0))
+        raise ValueError(
+            "pos_weight: expected non-negative numbers, got " + _first(pos_weight, pos_weight < 0)
+        )
     flat = sample_weight is None and pos_weight is None and z.flags.c_contiguous and y.flags.c_contiguous
     matrix = (1, z.size) if flat or z.ndim == 0 else (math.prod(shape[:-1]), shape[-1])
     return ElementInput(
@@ -348,4 +474,228 @@ def bad_element(problem, element, name):
     at = tuple(map(int, np.unravel_index(element, problem.shape))) if problem.shape else ()
     where = f"{name}[{', '.join(map(str, at))}]" if at else name
     value = (problem.targets if name == "targets" else problem.values).reshape(problem.shape)[at]
-    return ValueError(f"{where} = {value}: expected a number in [0, 1]")
+    text = f"{where} = {value}: expected a number in [0, 1]"
+    if name == "targets":
+        y = problem.targets
+        if ((y == -1) | (y == 1)).all():
+            text += "; for labels -1 and 1 pass (targets + 1) / 2"
+        elif ((y == 1) | (y == 2)).all():
+            text += "; do the labels start at 1? Subtract 1"
+        elif (y == np.rint(y)).all() and (y >= 0).all():
+            text += "; these look like class labels: use softmax_cross_entropy, or one-hot targets"
+    else:
+        text += "; for scores before the sigmoid use sigmoid_cross_entropy"
+    return ValueError(text)
+
+
+# -------------------------------------------------------------------------------------------------------- distributions
+
+
+def distributions(arguments, axis):
+    """Named distributions as float64 arrays (classes, rows), the shape of the result and its dtype.
+
+    Raises
+    ------
+    TypeError
+        Not real numbers.
+    ValueError
+        Negative numbers, infinities or NaN; shapes that do not broadcast; no classes.
+    """
+    arrays, dtype = [], FLOAT32
+    for name, values in arguments.items():
+        a = floats(values, name)
+        if compute_dtype(a.dtype) == FLOAT64:
+            dtype = FLOAT64
+        a = a.astype(FLOAT64, copy=False)
+        wrong = ~((a >= 0) & (a < math.inf))
+        if wrong.any():
+            hint = "; these look like logits: take their softmax first, or use softmax_cross_entropy"
+            logits = np.isfinite(a).all() and a.ndim > 0 and wrong.mean() > 0.25
+            raise ValueError(
+                f"{name}: expected finite non-negative numbers, probabilities, "
+                f"got {_first(a, wrong)}{hint if logits else ''}"
+            )
+        arrays.append(a)
+    try:
+        arrays = np.broadcast_arrays(*arrays)
+    except ValueError:
+        shapes = " and ".join(f"{name} {a.shape}" for name, a in zip(arguments, arrays, strict=True))
+        raise ValueError(f"expected shapes that broadcast, got {shapes}") from None
+    ndim = arrays[0].ndim
+    if ndim == 0:
+        raise ValueError(
+            f"{next(iter(arguments))}: expected at least one dimension, the distribution's, got a scalar"
+        )
+    axes = axes_of(axis, ndim)
+    shape = tuple(length for i, length in enumerate(arrays[0].shape) if i not in axes)
+    count = math.prod(arrays[0].shape[i] for i in axes)
+    if count == 0:
+        raise ValueError(f"{next(iter(arguments))}: expected at least one class, got shape {arrays[0].shape}")
+    front = range(len(axes))
+    return [np.moveaxis(a, axes, front).reshape(count, -1) for a in arrays], shape, dtype
+
+
+# --------------------------------------------------------------------------------------------------------------- shards
+
+
+def shard_input(logits, targets, class_offset):
+    """Columns of logits (..., k), k = 0 included, labels over all classes as int64, and the first column's number.
+
+    Raises
+    ------
+    TypeError
+        Labels or an offset that are no integers; logits that are not real.
+    ValueError
+        Shapes that do not belong together; a negative offset.
+    """
+    z = floats(logits, "logits_shard")
+    if z.ndim == 0:
+        raise ValueError("logits_shard: expected at least one dimension, the classes, got a scalar")
+    y = array(targets, "targets")
+    if y.shape != z.shape[:-1]:
+        raise ValueError(
+            f"targets: expected labels of shape {z.shape[:-1]} for logits_shard {z.shape}, got {y.shape}"
+        )
+    if y.dtype.kind not in "iub" and y.size:
+        raise TypeError(f"targets: expected integer or bool labels, got dtype {y.dtype}")
+    offset = whole(class_offset, "class_offset")
+    if offset < 0:
+        raise ValueError(f"class_offset: expected at least 0, got {offset}")
+    if y.dtype == np.uint64:
+        y = np.minimum(y, np.uint64(2**63 - 1))
+    return z, y.astype(np.int64), offset
+
+
+def shard_states(states, kind):
+    """States of the same rows and of different columns, as a list."""
+    states = [states] if isinstance(states, kind) else list(states)
+    if not states:
+        raise ValueError("states: expected at least one, got none")
+    for number, state in enumerate(states):
+        if not isinstance(state, kind):
+            raise TypeError(f"states[{number}]: expected {kind.__name__}, got {type(state).__name__}")
+        if not np.array_equal(state.labels, states[0].labels):
+            raise ValueError(f"states[{number}]: expected the rows of states[0], got other labels")
+    ranges = sorted(columns for state in states for columns in state.columns)
+    for (a, b), (c, d) in itertools.pairwise(ranges):
+        if c < b:
+            raise ValueError(f"states: expected every column once, got {a} to {b - 1} and {c} to {d - 1}")
+    return states
+
+
+def bad_shard_label(labels, wrong, n_classes):
+    """Error for the first label that is in no shard."""
+    at = tuple(map(int, np.unravel_index(int(np.argmax(wrong)), labels.shape)))
+    where = f"targets[{', '.join(map(str, at))}]" if at else "targets"
+    return ValueError(
+        f"{where} = {labels[at]} is not a class: the shards hold classes 0 to {n_classes - 1}; are states missing?"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- regions and adversaries
+
+
+class RegionInput(NamedTuple):
+    """Arrays of a region loss in the shape of the logits, and the axes of a region."""
+
+    source: np.ndarray  # the logits as given
+    logits: np.ndarray
+    targets: np.ndarray
+    weight: np.ndarray | None
+    axes: tuple
+    class_axis: int
+
+    def unlayered(self, rows):
+        """(rows, classes) in the shape of the logits."""
+        shape, at = self.logits.shape, self.class_axis
+        layers = rows.reshape(math.prod(shape[:at]), math.prod(shape[at + 1 :]), shape[at])
+        return np.moveaxis(layers, 2, 1).reshape(shape)
+
+
+def region_input(logits, targets, sample_weight, axis, class_axis, activation, *, check=True):
+    """Check the arrays of a region loss; labels become one-hot, weights get the shape of the logits.
+
+    Raises
+    ------
+    TypeError
+        Arrays that are not numbers.
+    ValueError
+        Shapes that do not belong together; a target, or with activation "none" a probability, outside [0, 1].
+    """
+    name = "probabilities" if activation == "none" else "logits"
+    source = floats(logits, name)
+    dtype = compute_dtype(source.dtype)
+    z = source.astype(dtype, copy=False)
+    axes = axes_of(axis, z.ndim)
+    at = axis_of(class_axis, z.ndim) if z.ndim else 0
+    given = array(targets, "targets")
+    t = given
+    if (
+        given.shape != z.shape
+        and z.ndim
+        and given.shape == z.shape[:at] + z.shape[at + 1 :]
+        and given.dtype.kind in "iub"
+    ):
+        wrong = (given < 0) | (given >= z.shape[at])
+        if check and wrong.any():
+            raise ValueError(
+                f"targets: expected labels from 0 to {z.shape[at] - 1} or the shape of {name}, got "
+                + _first(given, wrong)
+            )
+        t = np.expand_dims(given, at) == np.arange(z.shape[at]).reshape(
+            [-1 if i == at else 1 for i in range(z.ndim)]
+        )
+    t = numbers_like(t, "targets", dtype)
+    if t.shape != z.shape:
+        raise ValueError(
+            f"targets: expected the shape of {name}, {z.shape}, or labels without the class axis, got {t.shape}"
+        )
+    for values, what in ((t, "targets"), (z, name)):
+        if (
+            check
+            and (what == "targets" or activation == "none")
+            and not ((values >= 0) & (values <= 1)).all()
+        ):
+            raise ValueError(
+                f"{what}: expected numbers in [0, 1], got " + _first(values, ~((values >= 0) & (values <= 1)))
+            )
+    weight = None
+    if sample_weight is not None:
+        if activation == "softmax":
+            weight = np.expand_dims(
+                per_row(sample_weight, "sample_weight", z.shape[:at] + z.shape[at + 1 :], dtype, check=check),
+                at,
+            )
+            weight = np.broadcast_to(weight, z.shape)
+        else:
+            weight = per_row(sample_weight, "sample_weight", z.shape, dtype, check=check)
+        if check and (weight < 0).any():
+            raise ValueError(
+                "sample_weight: expected non-negative numbers, got " + _first(weight, weight < 0)
+            )
+    return RegionInput(source, z, t, weight, axes, at)
+
+
+def given(values, name):
+    """Values, which may not be None."""
+    if values is None:
+        raise TypeError(f"{name}: expected an array-like, got None")
+    return values
+
+
+def real_or_fake(labels, shape, *, check=True):
+    """Whether each element is real: labels 1 and 0, or True and False."""
+    y = array(labels, "targets")
+    if y.dtype.kind not in "iubf":
+        raise TypeError(f"targets: expected 1 for real and 0 for generated elements, got dtype {y.dtype}")
+    try:
+        y = np.broadcast_to(y, shape)
+    except ValueError:
+        raise ValueError(
+            f"targets: expected a shape that broadcasts to that of logits, {shape}, got {y.shape}"
+        ) from None
+    if check and not ((y == 0) | (y == 1)).all():
+        raise ValueError(
+            "targets: expected 1 for real and 0 for generated elements, got " + _first(y, (y != 0) & (y != 1))
+        )
+    return y == 1

@@ -12,6 +12,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         int family
         double a
         double b
+        int teacher_logits
         Py_ssize_t inner
         Py_ssize_t classes
         Matrix logits
@@ -40,6 +41,10 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         int64_t bad
     struct Elements:
         int storage
+        int family
+        double a
+        double b
+        double c
         Py_ssize_t cols
         Matrix values
         Matrix targets
@@ -62,6 +67,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         rows_fn softmax[2]
         rows_fn hvp[2]
         rows_fn totals[2]
+        rows_fn divergence[2]
         elements_fn sigmoid[2]
         elements_fn binary[2]
         elements_fn weights[2]

@@ -4,6 +4,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "binary_elements",
+    "divergence_hvp",
+    "divergence_rows",
     "element_totals",
     "sigmoid_elements",
     "softmax_hvp",
@@ -52,6 +54,35 @@ def softmax_hvp(
     a: float = 0.0,
     b: float = 0.0,
 ) -> int: ...
+def divergence_rows(
+    logits: NDArray[Any],
+    teacher: NDArray[Any] | None,
+    teacher_logits: bool,
+    sample_weight: NDArray[Any] | None,
+    ignore_index: int | None,
+    temperature: float,
+    scale: float,
+    loss_out: NDArray[Any] | None,
+    grad_out: NDArray[Any] | None,
+    hess_out: NDArray[Any] | None,
+    num_threads: int,
+    family: str,
+    beta: float = 0.5,
+) -> tuple[float, int]: ...
+def divergence_hvp(
+    logits: NDArray[Any],
+    teacher: NDArray[Any] | None,
+    teacher_logits: bool,
+    sample_weight: NDArray[Any] | None,
+    ignore_index: int | None,
+    temperature: float,
+    scale: float,
+    x: NDArray[Any],
+    hvp_out: NDArray[Any],
+    num_threads: int,
+    family: str,
+    beta: float = 0.5,
+) -> int: ...
 def target_totals(
     targets: NDArray[Any],
     sample_weight: NDArray[Any] | None,
@@ -71,6 +102,10 @@ def sigmoid_elements(
     grad_out: NDArray[Any] | None,
     hess_out: NDArray[Any] | None,
     num_threads: int,
+    family: str = "cross_entropy",
+    a: float = 0.0,
+    b: float = 0.0,
+    c: float = 0.0,
 ) -> tuple[float, int, int]: ...
 def binary_elements(
     probabilities: NDArray[Any],

@@ -25,7 +25,16 @@ cdef extern from "team.hpp" namespace "fx" nogil:
     int default_threads()
     bint has_threads()
 
-__all__ = ["binary_elements", "element_totals", "sigmoid_elements", "softmax_hvp", "softmax_rows", "target_totals"]
+__all__ = [
+    "binary_elements",
+    "divergence_hvp",
+    "divergence_rows",
+    "element_totals",
+    "sigmoid_elements",
+    "softmax_hvp",
+    "softmax_rows",
+    "target_totals",
+]
 
 cnp.import_array()
 
@@ -50,8 +59,10 @@ if table == NULL:
         f"FASTXENT_ISA={wanted.decode()!r}: expected one of {', '.join(_usable())}, which this build has and this CPU runs"
     )
 
-# Members of the family L = f(p_y), by the names of the NumPy twin.
+# Members of the families, by the names of the NumPy twin.
 cdef dict FAMILIES = {"cross_entropy": 0, "focal": 1, "linear": 2, "power": 3}
+cdef dict DIVERGENCES = {"entropy": 0, "forward_kl": 1, "reverse_kl": 2, "jensen_shannon": 3}
+cdef dict BINARIES = {"cross_entropy": 0, "focal": 1, "asymmetric": 2}
 
 
 cdef const Table* kernels() noexcept:
@@ -307,6 +318,78 @@ def softmax_hvp(
     return total.bad
 
 
+cdef int fill_divergence(
+    Rows* r, cnp.ndarray logits, cnp.ndarray teacher, bint teacher_logits, cnp.ndarray sample_weight, object ignore_index,
+    double temperature, double scale, str family, double beta
+) except -1:
+    memset(&r.call, 0, sizeof(SoftmaxRows))
+    cdef SoftmaxRows* a = &r.call
+    a.family, a.a = DIVERGENCES[family], beta
+    a.storage = storage_of(logits)
+    matrix(&a.logits, logits)
+    a.classes, a.inner = cnp.PyArray_DIM(logits, 1), cnp.PyArray_DIM(logits, 2)
+    r.rows = cnp.PyArray_DIM(logits, 0) * a.inner
+    if teacher is not None and cnp.PyArray_NDIM(teacher) == 2:
+        set_labels(a, teacher, ignore_index)
+    else:
+        matrix(&a.soft, teacher)
+    a.teacher_logits = teacher_logits
+    matrix(&a.weight, sample_weight)
+    a.temperature, a.scale = temperature, scale
+    r.run = table.divergence[a.storage == 1]
+    return 0
+
+
+def divergence_rows(
+    cnp.ndarray logits not None,
+    cnp.ndarray teacher,
+    bint teacher_logits,
+    cnp.ndarray sample_weight,
+    ignore_index,
+    double temperature,
+    double scale,
+    cnp.ndarray loss_out,
+    cnp.ndarray grad_out,
+    cnp.ndarray hess_out,
+    int num_threads,
+    str family,
+    double beta=0.5,
+):
+    """A divergence between Q = softmax(logits / temperature) and a teacher P, row by row, with its derivatives."""
+    cdef Rows r
+    cdef BlockOut total
+    fill_divergence(&r, logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, scale, family, beta)
+    matrix(&r.call.loss, loss_out)
+    matrix(&r.call.grad, grad_out)
+    matrix(&r.call.hess, hess_out)
+    run_rows(&r, num_threads, &total)
+    return total.loss, total.bad
+
+
+def divergence_hvp(
+    cnp.ndarray logits not None,
+    cnp.ndarray teacher,
+    bint teacher_logits,
+    cnp.ndarray sample_weight,
+    ignore_index,
+    double temperature,
+    double scale,
+    cnp.ndarray x not None,
+    cnp.ndarray hvp_out not None,
+    int num_threads,
+    str family,
+    double beta=0.5,
+):
+    """The Hessian of `divergence_rows` times x, row by row, times `scale`."""
+    cdef Rows r
+    cdef BlockOut total
+    fill_divergence(&r, logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, scale, family, beta)
+    matrix(&r.call.x, x)
+    matrix(&r.call.grad, hvp_out)
+    run_rows(&r, num_threads, &total)
+    return total.bad
+
+
 def target_totals(
     cnp.ndarray targets not None,
     cnp.ndarray sample_weight,
@@ -386,13 +469,15 @@ cdef int run_cells(Cells* c, int num_threads, ElementsOut* total) except -1:
 
 cdef tuple elements(
     const elements_fn* family, cnp.ndarray values, cnp.ndarray targets, cnp.ndarray sample_weight, cnp.ndarray pos_weight,
-    double label_smoothing, double scale, cnp.ndarray loss_out, cnp.ndarray grad_out, cnp.ndarray hess_out, int num_threads
+    double label_smoothing, double scale, cnp.ndarray loss_out, cnp.ndarray grad_out, cnp.ndarray hess_out, int num_threads,
+    int member, double first, double second, double third
 ):
     cdef Cells c
     cdef ElementsOut total
     cdef Elements* a = &c.call
     memset(a, 0, sizeof(Elements))
     a.storage = storage_of(values)
+    a.family, a.a, a.b, a.c = member, first, second, third
     a.cols = cnp.PyArray_DIM(values, 1)
     c.size = cnp.PyArray_SIZE(values)
     strides(&a.values, values)
@@ -420,10 +505,14 @@ def sigmoid_elements(
     cnp.ndarray grad_out,
     cnp.ndarray hess_out,
     int num_threads,
+    str family="cross_entropy",
+    double a=0.0,
+    double b=0.0,
+    double c=0.0,
 ):
-    """Binary cross-entropy on logits, element by element over 2-D arrays (weights may have strides of 0)."""
+    """Losses v (pi y f_1(z) + (1 - y) f_0(z)) on logits, element by element over 2-D arrays (weights may have strides of 0)."""
     return elements(table.sigmoid, logits, targets, sample_weight, pos_weight, label_smoothing, scale, loss_out, grad_out,
-                    hess_out, num_threads)
+                    hess_out, num_threads, BINARIES[family], a, b, c)
 
 
 def binary_elements(
@@ -440,7 +529,7 @@ def binary_elements(
 ):
     """Binary cross-entropy on probabilities, without a clamp: -(pi y log p + (1 - y) log(1 - p))."""
     return elements(table.binary, probabilities, targets, sample_weight, pos_weight, label_smoothing, scale, loss_out,
-                    grad_out, hess_out, num_threads)
+                    grad_out, hess_out, num_threads, 0, 0, 0, 0)
 
 
 def element_totals(cnp.ndarray targets not None, cnp.ndarray sample_weight, int num_threads):

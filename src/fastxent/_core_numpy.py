@@ -16,6 +16,8 @@ import numpy as np
 
 __all__ = [
     "binary_elements",
+    "divergence_hvp",
+    "divergence_rows",
     "element_totals",
     "sigmoid_elements",
     "softmax_hvp",
@@ -53,8 +55,9 @@ def softmax_rows(
     """Softmax losses L = sum_k q_k f(p_k) of every row, with whichever of gradient and Hessian diagonal has a buffer.
 
     q is the weighted, smoothed target and f the family's member (`_MEMBERS`), -log p for cross-entropy.  With
-    S = sum_k q_k G_k, the gradient is S p_j - q_j G_j and the Hessian S (diag p - p p') - sum_k q_k P_k / (1 - p_k) d_k d_k'
-    with d_k = p - e_k; z_loss adds 2 z_loss lse to S and 2 z_loss p p' to the Hessian.
+    S = sum_k q_k G_k, the gradient is S p_j - q_j G_j and the Hessian
+    S (diag p - p p') - sum_k q_k P_k / (1 - p_k) d_k d_k' with d_k = p - e_k; z_loss adds 2 z_loss lse to S and
+    2 z_loss p p' to the Hessian.
 
     `scale` multiplies gradient and Hessian, not the losses.  Rows that are ignored or have weight 0 give loss 0 and
     gradient 0 whatever their logits are.  A bad label makes its row NaN.
@@ -66,10 +69,16 @@ def softmax_rows(
     """
     n_classes = logits.shape[1]
     rows = _softmax(logits, logit_bias, temperature)
-    label, q, weight, bad = _targets(
-        targets, n_classes, rows.u.dtype, sample_weight, class_weight, label_smoothing, exclude_target, ignore_index
+    _, q, weight, bad = _targets(
+        targets,
+        n_classes,
+        rows.u.dtype,
+        sample_weight,
+        class_weight,
+        label_smoothing,
+        exclude_target,
+        ignore_index,
     )
-    single = label is not None and not label_smoothing  # q is zero off the label
     member = _MEMBERS[family](rows, a, b)
     lse = rows.lse
     if family == "cross_entropy":
@@ -90,13 +99,9 @@ def softmax_rows(
     if lse_out is not None:
         lse_out[...] = lse.reshape(lse_out.shape)
     if grad_out is not None:
-        grad = _product(rows.p, coefficient[:, None]) - _product(q, member.G)
-        if single:
-            at = label[:, None]
-            tail = -total[:, None] * np.take_along_axis(rows.one_minus_p, at, 1)
-            if z_loss:
-                tail += _product(np.take_along_axis(rows.p, at, 1), (coefficient - total)[:, None])
-            np.put_along_axis(grad, at, tail, 1)
+        own = _product(q, member.G)
+        # q (p - 1) apart from the rest: at a label the other terms cancel exactly
+        grad = _product(rows.p, coefficient[:, None] - own) - _product(own, rows.one_minus_p)
         _store(grad_out, grad, weight * (scale / temperature), dead)
     if hess_out is not None:
         hess = _product(rows.p * rows.one_minus_p, coefficient[:, None])
@@ -137,7 +142,14 @@ def softmax_hvp(
     n_classes = logits.shape[1]
     rows = _softmax(logits, logit_bias, temperature)
     _, q, weight, bad = _targets(
-        targets, n_classes, rows.u.dtype, sample_weight, class_weight, label_smoothing, exclude_target, ignore_index
+        targets,
+        n_classes,
+        rows.u.dtype,
+        sample_weight,
+        class_weight,
+        label_smoothing,
+        exclude_target,
+        ignore_index,
     )
     member = _MEMBERS[family](rows, a, b)
     x = _rows(x).astype(rows.u.dtype, copy=False)
@@ -177,6 +189,82 @@ def target_totals(targets, sample_weight, class_weight, n_classes, ignore_index,
 
 
 @_quiet
+def divergence_rows(
+    logits,
+    teacher,
+    teacher_logits,
+    sample_weight,
+    ignore_index,
+    temperature,
+    scale,
+    loss_out,
+    grad_out,
+    hess_out,
+    num_threads,
+    family,
+    beta=0.5,
+):
+    """A divergence between Q = softmax(logits / temperature) and a teacher P, row by row, with its derivatives.
+
+    "entropy" -sum Q log Q; "forward_kl" sum P log(P / Q); "reverse_kl" sum Q log(Q / P); "jensen_shannon"
+    beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q (Lin, 1991).  In float64 for any storage.
+
+    teacher: (outer, classes, inner) in the compute dtype, logits (softened by the same temperature) if
+    `teacher_logits`, else non-negative weights that are used as given; or labels (outer, inner), whose P is 1 at the
+    label.  "entropy" reads of labels only which rows are ignored, and takes None.  `scale` multiplies gradient and
+    Hessian diagonal, not the losses.  Where P_k = 0 < Q_k, the reverse KL is +inf: its gradient is +inf there, -inf
+    elsewhere, its curvature NaN.
+
+    Returns
+    -------
+    (float, int)
+        The sum of the weighted losses, and the first row with a bad label or a negative P, or -1.
+    """
+    rows, weight, bad, it = _divergence(
+        logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, family, beta
+    )
+    loss = it.loss * weight
+    dead = weight == 0
+    loss[dead] = 0
+    if loss_out is not None:
+        loss_out[...] = loss.reshape(loss_out.shape)
+    if grad_out is not None:
+        _store(grad_out, it.grad, weight * (scale / temperature), dead)
+    if hess_out is not None:
+        hess = it.factor * rows.p * (rows.one_minus_p * it.b - rows.p * it.c)
+        _store(hess_out, hess, weight * (scale / temperature**2), dead)
+    return float(loss.sum()), bad
+
+
+@_quiet
+def divergence_hvp(
+    logits,
+    teacher,
+    teacher_logits,
+    sample_weight,
+    ignore_index,
+    temperature,
+    scale,
+    x,
+    hvp_out,
+    num_threads,
+    family,
+    beta=0.5,
+):
+    """The Hessian of `divergence_rows` times x, row by row, times `scale`.
+
+    Returns the first row with a bad label or a negative P, or -1.
+    """
+    rows, weight, bad, it = _divergence(
+        logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, family, beta
+    )
+    x = _rows(x).astype(np.float64)
+    product = it.factor * rows.p * _centred(rows, _centred(rows, x) * it.b)
+    _store(hvp_out, product, weight * (scale / temperature**2), weight == 0)
+    return bad
+
+
+@_quiet
 def sigmoid_elements(
     logits,
     targets,
@@ -188,11 +276,19 @@ def sigmoid_elements(
     grad_out,
     hess_out,
     num_threads,
+    family="cross_entropy",
+    a=0.0,
+    b=0.0,
+    c=0.0,
 ):
-    """Binary cross-entropy on logits, element by element over 2-D arrays (weights may have strides of 0).
+    """Losses v (pi y f_1(z) + (1 - y) f_0(z)) on logits, element by element over 2-D arrays.
 
-    v (pi y sp(-z) + (1 - y) sp(z)) with sp(z) = max(z, 0) + log1p(exp(-|z|)); sigma(z) and sigma(-z) each come from
-    exp(-|z|), never from 1 - sigma.
+    Weights may have strides of 0.
+
+    "cross_entropy": f_1 = sp(-z), f_0 = sp(z), with sp(z) = max(z, 0) + log1p(exp(-|z|)); sigma(z) and sigma(-z) each
+    come from exp(-|z|), never from 1 - sigma.  "focal": f_1 = b q^a sp(-z), f_0 = c p^a sp(z), p = sigma(z),
+    q = sigma(-z) (Lin et al., 2017).  "asymmetric": f_1 = q^a sp(-z), f_0 = -s^b log(1 - s), s = max(p - c, 0)
+    (Ridnik et al., 2021), whose Hessian is NaN: it has a kink.
 
     Returns
     -------
@@ -203,16 +299,24 @@ def sigmoid_elements(
     y, not_y = _smoothed(targets.astype(z.dtype, copy=False), label_smoothing)
     if pos_weight is not None:
         y = y * pos_weight.astype(z.dtype, copy=False)
+    if family == "focal":
+        y, not_y = y * z.dtype.type(b), not_y * z.dtype.type(c)
     e = np.exp(-np.abs(z))
     tail = np.log1p(e)
     big = 1 / (1 + e)
     small = e * big
-    positive = np.where(z > 0, big, small)  # sigma(z)
-    negative = np.where(z > 0, small, big)  # sigma(-z)
-    loss = _product(y, np.maximum(-z, 0) + tail) + _product(not_y, np.maximum(z, 0) + tail)
-    grad = not_y * positive - y * negative
-    hess = (y + not_y) * positive * negative
-    total = _elements_out(z, sample_weight, scale, (loss, grad, hess), (loss_out, grad_out, hess_out))
+    p = np.where(z > 0, big, small)  # sigma(z)
+    q = np.where(z > 0, small, big)  # sigma(-z)
+    up, down = np.maximum(z, 0) + tail, np.maximum(-z, 0) + tail  # sp(z), sp(-z)
+    if family == "cross_entropy":
+        one, zero = (down, -q, p * q), (up, p, p * q)
+    elif family == "focal":
+        one, (f, g, h) = _focal_side(p, q, down, a), _focal_side(q, p, up, a)
+        zero = f, -g, h
+    else:
+        one, zero = _focal_side(p, q, down, a), _shifted_side(p, q, up, b, c)
+    mixed = tuple(_product(y, f) + _product(not_y, g) for f, g in zip(one, zero, strict=True))
+    total = _elements_out(z, sample_weight, scale, mixed, (loss_out, grad_out, hess_out))
     return total, _first(~((targets >= 0) & (targets <= 1))), -1
 
 
@@ -327,7 +431,8 @@ def _focal(rows, gamma, b):
 def _linear(rows, a, b):
     """a l + b (1 - p): poly-1, symmetric cross-entropy, mean absolute error."""
     p, q = rows.p, rows.one_minus_p
-    return _member((a * rows.ell if a else 0) + b * q, a + b * p, b * p * q)
+    G = a + b - b * q if b < 0 else a + b * p  # for a = -b, p -> 1: no digits lost
+    return _member((a * rows.ell if a else 0) + b * q, G, b * p * q)
 
 
 def _power(rows, r, b):
@@ -337,6 +442,127 @@ def _power(rows, r, b):
 
 
 _MEMBERS = {"cross_entropy": _cross_entropy, "focal": _focal, "linear": _linear, "power": _power}
+
+
+class _divergence_parts:
+    """Loss and gradient of every row, and factor, b, c of the Hessian.
+
+    All gradients but forward KL's are factor Q_k (r_k - R), R = sum Q r, and with a_k = dr_k / d log Q_k, A = sum Q a,
+    b = r - R + a, c = b - A and the centred d = x - sum Q x:
+        Hessian diagonal  factor Q ((1 - Q) b - Q c),      Hessian times x  factor Q (d b - sum Q d b).
+    """
+
+    def __init__(self, rows, loss, factor, r, a):
+        self.loss, self.factor = loss, factor
+        infinite = np.isposinf(r) & (rows.p > 0)
+        r = np.where(infinite.any(axis=1, keepdims=True), np.nan, r)
+        centred = _centred(rows, r)
+        self.grad = factor * rows.p * centred
+        _limits_of_slope(self.grad, rows.p, infinite)
+        self.c = centred + _centred(rows, a)
+        self.b = centred + np.where(rows.p == 0, 0, a)
+
+
+def _divergence(logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, family, beta):
+    """Softmax rows of the student, weight of every row, first bad row or -1, and the divergence's parts."""
+    rows = _softmax(logits.astype(np.float64), None, temperature)
+    Q, n_classes = rows.p, logits.shape[1]
+    # log-probabilities less a constant of the row, which `_centred` takes away in any case
+    distance = rows.u - rows.m[:, None]
+    given = teacher
+    if teacher is None or teacher_logits:
+        given, ignore_index = np.zeros((len(Q), 1), np.int64), None
+    _, P, weight, bad = _targets(given, n_classes, Q.dtype, sample_weight, None, 0.0, False, ignore_index)
+    P[~(P >= 0).all(axis=1)] = np.nan
+    if family == "entropy":
+        loss = _product(Q, rows.ell).sum(axis=1)
+        return rows, weight, bad, _divergence_parts(rows, loss, -1, distance, np.ones_like(Q))
+    if teacher_logits:
+        other = _softmax(teacher.astype(np.float64), None, temperature)
+        P, others, ell, surplus = other.p, other.one_minus_p, other.ell, 0.0
+        distance = distance - (other.u - other.m[:, None])
+    else:
+        at = P.argmax(axis=1)[:, None]
+        top = np.take_along_axis(P, at, 1)
+        without = P.copy()
+        np.put_along_axis(without, at, 0, 1)
+        rest = without.sum(axis=1, keepdims=True)
+        others = rest + top - P
+        np.put_along_axis(others, at, rest, 1)
+        ell = -np.log(P)
+        surplus = ((top - 1) + rest)[:, 0]
+        distance = distance + ell
+    gap = rows.ell - ell  # log(P / Q)
+    if family == "forward_kl":
+        mass = (1 + np.broadcast_to(surplus, len(Q)))[:, None]
+        it = _divergence_parts(
+            rows, _excess(P, gap, Q).sum(axis=1) + surplus, 1, np.zeros_like(Q), mass + 0 * (P + Q)
+        )
+        it.grad = np.where((mass / 2 < P) & (Q > 0.5), others - mass * rows.one_minus_p, mass * Q - P)
+    elif family == "reverse_kl":
+        loss = _excess(Q, -gap, P).sum(axis=1) - surplus
+        it = _divergence_parts(rows, loss, 1, distance, np.ones_like(Q))
+    else:
+        M = beta * P + (1 - beta) * Q
+        x = np.expm1(-np.abs(gap))
+        near = gap <= 0
+        share = np.where(near, beta, 1 - beta)
+        log = np.log1p(share * x)
+        r = np.where(near, -log, -gap - log)  # log(Q / M)
+        s = np.where(near, gap - log, -log)  # log(P / M)
+        a = beta * np.where(near, 1 + x, 1) / (1 + share * x)  # beta P / M
+        loss = (beta * _excess(P, s, M) + (1 - beta) * _excess(Q, r, M)).sum(axis=1)
+        it = _divergence_parts(rows, loss, 1 - beta, r, a)
+    return rows, weight, bad, it
+
+
+def _excess(P, s, X):
+    """P log(P / X) - P + X >= 0 with s = log(P / X): without the cancellation where P is close to X."""
+    x = -s
+    series = np.ones_like(x)
+    for n in range(17, 2, -1):
+        series = 1 + x / n * series
+    return np.where(P == 0, X, np.where(np.abs(s) < 0.5, P * (x * x / 2 * series), P * s - P + X))
+
+
+def _centred(rows, v):
+    """v - sum Q v of every row; exact where one class has nearly all of Q.  0 where Q is 0."""
+    at = rows.u.argmax(axis=1)[:, None]
+    v = np.where(rows.p == 0, 0, v - np.take_along_axis(v, at, 1))
+    return np.where(rows.p == 0, 0, v - (rows.p * v).sum(axis=1, keepdims=True))
+
+
+def _limits_of_slope(grad, Q, infinite):
+    """Gradient in rows with r = +inf somewhere: uphill there, downhill elsewhere, 0 if there is no elsewhere."""
+    odd = infinite.any(axis=1)
+    elsewhere = ((Q > 0) & ~infinite).any(axis=1)
+    limit = np.where(Q > 0, np.where(infinite, np.inf, -np.inf), 0)
+    limit[~elsewhere] = 0
+    grad[odd] = limit[odd]
+
+
+def _focal_side(p, q, S, gamma):
+    """q^gamma S with S = -log p, and its derivatives along the logit of p."""
+    power = _power_of(q, gamma)
+    pS = _product(p, S)
+    g = -power * (gamma * pS + q)
+    return power * S, g, power * (pS * (gamma * gamma * p - gamma * q) + (2 * gamma + 1) * p * q)
+
+
+def _shifted_side(p, q, S, gamma, margin):
+    """-s^gamma log(1 - s), s = max(p - margin, 0), with its derivative; S = -log q."""
+    s = np.maximum(p - p.dtype.type(margin), 0)
+    rest = q + p.dtype.type(margin)  # 1 - s
+    ell = np.log1p(s / rest) if margin else S
+    power = np.where(s > 0, _power_of(s, gamma), s)
+    slope = _product(p * q, ell / np.where(s > 0, s, 1))
+    f = np.where(s > 0, power * ell, s)
+    return f, power * (gamma * slope + (p * (q / rest) if margin else p)), np.full_like(p, np.nan)
+
+
+def _power_of(q, gamma):
+    """q^gamma through float64: powers amplify rounding."""
+    return (q.astype(np.float64) ** gamma).astype(q.dtype)
 
 
 def _targets(

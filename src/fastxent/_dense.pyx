@@ -2,9 +2,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True, binding=True, embedsignature=True
 """Whatever calls BLAS: the fused pass of a linear layer and its loss over dense X.
 
-For a block of rows, Z = X_b W + b; the row kernel replaces Z by the gradient of its losses; dW += X_b' Z.  The caller runs
-this with BLAS on one thread: the team stands outside, over segments of blocks, and a segment's sums are float64 and added in
-order.  BLAS is scipy's, fetched when first wanted (importing it costs 0.1 s, so `_core` must not).
+For a block of rows, Z = X_b W + b; the row kernel replaces Z by the gradient of its losses; dW += X_b' Z, dX_b = Z W'.
+Either the caller runs this with BLAS on one thread: the team stands outside, over segments of blocks, and a segment's sums are
+float64 and added in order.  Or, for a large W, there is one segment, the threads are BLAS's, and dW grows in place.  BLAS is scipy's, fetched when first wanted (importing it costs 0.1 s, so `_core` must not).
 """
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
@@ -52,10 +52,12 @@ cdef struct Pass:
     Elements cells
     char* memory                             # per slot: Z, part, scratch
     Py_ssize_t slot_bytes, z_bytes, part_bytes
-    double* dW                               # (segments, d, K), zeroed
+    char* dW                                 # (segments, d, K) of doubles, or (1, d, K) of the dtype of X; zeroed
     double* db                               # (segments, K), zeroed
     BlockOut* out
-    bint want_grad
+    bint want_grad, direct                   # direct: dW is of the dtype of X and grows in place
+    char* dX
+    int lddx
 
 
 cdef Matrix rows_from(Matrix m, Py_ssize_t start) noexcept nogil:
@@ -71,7 +73,7 @@ cdef void segment(void* context, Py_ssize_t s, int slot) noexcept nogil:
     cdef char* part = memory + p.z_bytes
     cdef char* scratch = part + p.part_bytes
     cdef Py_ssize_t item = 4 if p.single else 8, start = p.bounds[s], stop = p.bounds[s + 1], i, j
-    cdef double* dW = p.dW + s * p.d * p.K
+    cdef double* dW = <double*>p.dW + s * p.d * p.K
     cdef double* db = p.db + s * p.K
     cdef SoftmaxRows call = p.call
     cdef Elements cells = p.cells
@@ -112,18 +114,22 @@ cdef void segment(void* context, Py_ssize_t s, int slot) noexcept nogil:
             call.labels = rows_from(p.call.labels, start)
             call.soft = rows_from(p.call.soft, start)
             call.weight = rows_from(p.call.weight, start)
+            call.loss = rows_from(p.call.loss, start)
             i = out.bad
             out.bad = -1
             p.rows(&call, 0, m, scratch, out)
             out.bad = i if i >= 0 else (out.bad + start if out.bad >= 0 else -1)
         if p.want_grad:
-            p.gemm(&N, backward, &p.K, &p.d, &m, unit, Z, &p.K, x, &p.ldx, zero, part, &p.K)
-            if p.single:
-                add_to(<float*>part, dW, <Py_ssize_t>p.d * p.K)
-                add_rows(<float*>Z, db, m, p.K)
+            if p.direct:
+                p.gemm(&N, backward, &p.K, &p.d, &m, unit, Z, &p.K, x, &p.ldx, unit, p.dW, &p.K)
             else:
-                add_to(<double*>part, dW, <Py_ssize_t>p.d * p.K)
-                add_rows(<double*>Z, db, m, p.K)
+                p.gemm(&N, backward, &p.K, &p.d, &m, unit, Z, &p.K, x, &p.ldx, zero, part, &p.K)
+                if p.single: add_to(<float*>part, dW, <Py_ssize_t>p.d * p.K)
+                else: add_to(<double*>part, dW, <Py_ssize_t>p.d * p.K)
+            if p.single: add_rows(<float*>Z, db, m, p.K)
+            else: add_rows(<double*>Z, db, m, p.K)
+            if p.dX != NULL:
+                p.gemm(&T, &N, &p.d, &m, &p.K, unit, p.W, &p.K, Z, &p.K, zero, p.dX + start * p.lddx * item, &p.lddx)
         start += m
 
 
@@ -160,6 +166,7 @@ def linear_pass(
     cnp.ndarray targets not None,
     cnp.ndarray sample_weight,
     cnp.ndarray class_weight,
+    cnp.ndarray logit_bias,
     double label_smoothing,
     bint exclude_target,
     ignore_index,
@@ -168,6 +175,8 @@ def linear_pass(
     double scale,
     cnp.ndarray bounds not None,
     Py_ssize_t block_rows,
+    cnp.ndarray loss_out,
+    cnp.ndarray dX_out,
     cnp.ndarray dW_out,
     cnp.ndarray db_out,
     int num_threads,
@@ -184,8 +193,12 @@ def linear_pass(
         cross-entropy with the arguments of `softmax_rows`: labels (n, 1) or soft targets (n, K, 1), weights (n, 1).
     bounds : ndarray (segments + 1,) of intp
         Rows where segments begin; each segment's float64 sums are added in order.
-    dW_out, db_out : ndarray (segments, d, K) and (segments, K), float64, C order, zeroed; or both None
-        One partial sum per segment.
+    loss_out : ndarray (n, 1), dtype of X, or None
+        The losses one by one (softmax only).
+    dX_out : ndarray (n, d), dtype of X, C order, or None
+    dW_out, db_out : ndarray (segments, d, K) and (segments, K), C order, zeroed; or both None
+        One partial sum per segment, in float64.  With a single segment dW_out may have the dtype of X: it then grows in
+        place, and the caller leaves the threads to BLAS.
     num_threads : int
         0: the default.
 
@@ -212,7 +225,11 @@ def linear_pass(
     p.segments = cnp.PyArray_DIM(bounds, 0) - 1
     p.block_rows = block_rows
     p.want_grad = dW_out is not None
-    p.dW = <double*>cnp.PyArray_DATA(dW_out) if p.want_grad else NULL
+    p.dW = <char*>cnp.PyArray_DATA(dW_out) if p.want_grad else NULL
+    p.direct = p.want_grad and single and p.segments == 1 and cnp.PyArray_TYPE(dW_out) == cnp.NPY_FLOAT32
+    p.direct = p.direct or (p.want_grad and not single and p.segments == 1)
+    p.dX = <char*>cnp.PyArray_DATA(dX_out) if dX_out is not None else NULL
+    p.lddx = p.d
     p.db = <double*>cnp.PyArray_DATA(db_out) if p.want_grad else NULL
     cdef SoftmaxRows* call = &p.call
     cdef Elements* cells = &p.cells
@@ -239,13 +256,16 @@ def linear_pass(
             call.weight.data = <char*>cnp.PyArray_DATA(sample_weight)
             call.weight.outer = cnp.PyArray_STRIDE(sample_weight, 0)
         call.class_weight = NULL if class_weight is None else cnp.PyArray_DATA(class_weight)
+        call.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
+        if loss_out is not None:
+            call.loss.data, call.loss.outer = <char*>cnp.PyArray_DATA(loss_out), cnp.PyArray_STRIDE(loss_out, 0)
         call.smoothing, call.exclude, call.z_loss = label_smoothing, exclude_target, z_loss
         call.temperature, call.scale = temperature, scale
     cdef int threads = <int>min(max(team_size(num_threads), 1), max(p.segments, 1))
     for s in range(p.segments):
         longest = max(longest, p.bounds[s + 1] - p.bounds[s])
     p.z_bytes = (min(block_rows, longest) * p.K * item + 63) // 64 * 64
-    p.part_bytes = (<Py_ssize_t>p.d * p.K * item + 63) // 64 * 64 if p.want_grad else 0
+    p.part_bytes = (<Py_ssize_t>p.d * p.K * item + 63) // 64 * 64 if p.want_grad and not p.direct else 0
     p.slot_bytes = p.z_bytes + p.part_bytes + (0 if binary else (scratch_of(call) * 8 + 127) // 64 * 64)
     cdef char* memory = <char*>malloc(threads * p.slot_bytes + 64)
     p.out = <BlockOut*>malloc((p.segments + 1) * sizeof(BlockOut))

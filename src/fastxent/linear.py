@@ -22,7 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _backend, _checks, losses
+from . import _backend, _checks
+from .losses import Loss
+from .losses._softmax import SoftmaxCall, SoftmaxOptions
 
 try:
     from . import _dense
@@ -35,6 +37,10 @@ _MAX_SEGMENTS = 16
 _PARTIAL_BYTES = 1 << 26  # all partial dW together
 _BLOCK_ROWS = 512  # 128 to 512 measured equal at 784 features, 10 classes; a block of X stays in the L2 cache
 _BLOCK_ELEMENTS = 1 << 20  # of a block's logits
+_LARGE_W = (
+    1 << 16
+)  # elements of W from which BLAS's own threads do as well as threads over rows, with less memory
+_LARGE_BLOCK = 1 << 25  # of the logits of a block beside a large W
 _SERIAL_WORK = 1 << 22  # multiplications below which starting threads costs more than it brings
 
 
@@ -96,13 +102,12 @@ class SoftmaxRows:
     @property
     def fusable(self):
         """Whether `fused` can stand for blocks of `loss` and `loss_grad`."""
-        return _compiled(self.core) and self.options[1] is None
+        return _compiled(self.core)
 
     def fused(self, X, W, b, *plan):
         """The whole pass over dense X in compiled code; `plan` are `_dense.linear_pass`'s last arguments."""
-        class_weight, _, *options = self.options
-        given = (X, W, b, False, self.targets, self.sample_weight, class_weight)
-        return _dense.linear_pass(*given, *options, *plan)[0]
+        given = (X, W, b, False, self.targets, self.sample_weight)
+        return _dense.linear_pass(*given, *self.options, *plan)[0]
 
     def hvp(self, Z, start, stop, D, num_threads):
         """D becomes the Hessian at Z times D, row by row."""
@@ -148,7 +153,7 @@ class SigmoidRows:
 
     def fused(self, X, W, b, *plan):
         """As for `SoftmaxRows`."""
-        options = (None, self.label_smoothing, False, None, 0.0, 1.0, 1.0)
+        options = (None, None, self.label_smoothing, False, None, 0.0, 1.0, 1.0)
         return _dense.linear_pass(X, W, b, True, self.targets, self.sample_weight, *options, *plan)[0]
 
     def hvp(self, Z, start, stop, D, num_threads):
@@ -179,6 +184,8 @@ class LossRows:
         self.loss_object, self.targets, self.sample_weight = loss, targets, sample_weight
         self.binary, self.n_outputs = binary, 1 if binary else n_classes
         self.options = {"reduction": "sum", "backend": backend}
+        if isinstance(loss, Loss):
+            self.options["check"] = False  # the targets were checked once, in fit
 
     def _given(self, Z, start, stop, num_threads):
         weight = None if self.sample_weight is None else self.sample_weight[start:stop]
@@ -211,15 +218,6 @@ def _compiled(core):
 
 
 # ---------------------------------------------------------------------------------------------------- threads
-
-
-def default_threads():
-    """Threads to use where the caller names no number: OMP_NUM_THREADS, else the processors this process may use."""
-    with contextlib.suppress(ValueError):
-        return max(1, int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]))
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _SingleThreadedBlas:
@@ -266,7 +264,7 @@ class Team:
     """
 
     def __init__(self, objective, num_threads=None):
-        self.num_threads = _checks.thread_count(num_threads) or default_threads()
+        self.num_threads = _checks.thread_count(num_threads) or _backend.default_threads()
         serial = self.num_threads == 1 or objective.work < _SERIAL_WORK
         self._parallel = not serial and len(objective.segments) > 1
         self.outer_threads = self.num_threads if self._parallel else 1
@@ -308,9 +306,12 @@ def _is_sparse(X):
     return hasattr(X, "indptr")
 
 
-def _segments(X, n_outputs):
+def _segments(X, n_outputs, threads_inside):
     """Rows of a block, and the rows where segments begin and the last one ends, from X's shape alone."""
     n, d = X.shape
+    if threads_inside:
+        # A block's logits, at most a sixteenth of all, are the only memory; each block reads and writes all of dW.
+        return max(min(n // 20, 1024, _LARGE_BLOCK // n_outputs) // 32 * 32, 64), [0, n]
     room = max(1, _PARTIAL_BYTES // (8 * d * n_outputs)) if d else 1
     if _is_sparse(X):
         # A block's product fills all of (d, n_outputs), so blocks are few: as many as the entries pay for.
@@ -369,6 +370,8 @@ class LinearObjective:
         The losses; decides the number K of columns of W.
     dtype : float32 or float64
         Of the arithmetic within a block; sums over blocks are float64.
+    threads_inside : bool
+        For a large W and one pass only: one segment, whose products have BLAS's threads, and dW in `dtype`.
 
     Notes
     -----
@@ -376,18 +379,19 @@ class LinearObjective:
     float64.
     """
 
-    def __init__(self, X, rows, dtype):
+    def __init__(self, X, rows, dtype, threads_inside=False):
         self.X, self.rows, self.dtype = X, rows, dtype
         self.shape = (X.shape[1], rows.n_outputs)
-        self.block_rows, bounds = _segments(X, rows.n_outputs)
+        readable = rows.fusable and _reads_in_place(X, dtype)
+        self.block_rows, bounds = _segments(X, rows.n_outputs, threads_inside and readable)
         self.segments = [
             [_block(X, i, min(i + self.block_rows, stop)) for i in range(start, stop, self.block_rows)]
             for start, stop in itertools.pairwise(bounds)
         ]
         self.work = (X.nnz if _is_sparse(X) else X.size) * rows.n_outputs
         small = 8 * math.prod(self.shape) <= _PARTIAL_BYTES
-        self._sum_dtype = np.dtype(np.float64) if small else dtype
-        self._fused = rows.fusable and small and _reads_in_place(X, dtype)
+        self._sum_dtype = np.dtype(np.float64) if small and not threads_inside else dtype
+        self._fused = readable and (small or threads_inside)
         self._bounds = np.array(bounds, dtype=np.intp)
 
     def _parameters(self, W, b):
@@ -404,10 +408,9 @@ class LinearObjective:
     def loss(self, W, b, team, loss_out=None):
         """Sum of the losses; `loss_out` (n, 1) takes them one by one."""
         W, b = self._parameters(W, b)
-        if self._fused and loss_out is None:
-            return self.rows.fused(
-                self.X, W, b, self._bounds, self.block_rows, None, None, team.outer_threads
-            )
+        if self._fused:
+            plan = (self._bounds, self.block_rows, loss_out, None, None, None, team.outer_threads)
+            return self.rows.fused(self.X, W, b, *plan)
 
         def run(segment):
             total, buffer = 0.0, self._buffer(segment, self.shape[1])
@@ -424,13 +427,15 @@ class LinearObjective:
     def loss_grad(self, W, b, team, loss_out=None, dX_out=None):
         """Sum of the losses, its gradient dW (d, K) and db (K,); `dX_out` (n, d) takes the gradient in X."""
         W, b = self._parameters(W, b)
-        if self._fused and loss_out is None and dX_out is None:
+        if self._fused:
+            n_segments = len(self.segments)
             dW, db = (
-                np.zeros((len(self.segments), *self.shape)),
-                np.zeros((len(self.segments), self.shape[1])),
+                np.zeros((n_segments, *self.shape), self._sum_dtype),
+                np.zeros((n_segments, self.shape[1])),
             )
-            plan = (self._bounds, self.block_rows, dW, db, team.outer_threads)
-            return self.rows.fused(self.X, W, b, *plan), dW.sum(axis=0), db.sum(axis=0)
+            plan = (self._bounds, self.block_rows, loss_out, dX_out, dW, db, team.outer_threads)
+            total = self.rows.fused(self.X, W, b, *plan)
+            return total, dW[0] if n_segments == 1 else dW.sum(axis=0), db.sum(axis=0)
 
         def run(segment):
             total, buffer = 0.0, self._buffer(segment, self.shape[1])
@@ -565,12 +570,13 @@ class _LinearCall:
         # Checks and denominators read the logits' shape and dtype only, so one number stands for all of them.
         shape_only = np.broadcast_to(np.zeros((), dtype), (n, n_classes))
         given = (targets, sample_weight, reduction, options, num_threads, backend, check)
-        self.call = call = losses._SoftmaxCall(shape_only, *given)
+        self.call = call = SoftmaxCall(shape_only, *given)
         call.totals(first=check)
         scale = call.unit / call.denominator if call.denominator else 0.0
         weights = (call.weight, call.class_weight, call.bias)
         rows = SoftmaxRows(call.core, call.problem.targets, n_classes, *weights, *call.scalars, scale)
-        self.objective = LinearObjective(self.X, rows, dtype)
+        large = math.prod(self.W.shape) >= _LARGE_W and not _is_sparse(self.X)
+        self.objective = LinearObjective(self.X, rows, dtype, threads_inside=large)
         self.loss_out = np.empty((n, 1), dtype) if reduction == "none" else None
         self.team = Team(self.objective, num_threads)
 
@@ -659,7 +665,7 @@ def linear_cross_entropy(
     >>> linear_cross_entropy(X, np.eye(2) * np.log(4), [0, 1])
     0.22314355131420976
     """
-    options = losses._SoftmaxOptions(
+    options = SoftmaxOptions(
         class_weight,
         label_smoothing,
         smoothing,
@@ -730,7 +736,7 @@ def linear_cross_entropy_with_grad(
     >>> loss, dX.tolist(), dW.tolist(), db.tolist()
     (0.6931471805599453, [[0.0, 0.0]], [[-0.5, 0.5], [-0.5, 0.5]], [-0.5, 0.5])
     """
-    options = losses._SoftmaxOptions(
+    options = SoftmaxOptions(
         class_weight,
         label_smoothing,
         smoothing,

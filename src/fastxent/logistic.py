@@ -28,6 +28,7 @@ from ._estimator import (
     encode_labels,
     row_weights,
 )
+from .losses import resolve
 
 __all__ = ["LogisticRegression"]
 
@@ -193,8 +194,9 @@ class LogisticRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     warm_start : bool, default=False
         Start from the last solution.
     n_jobs : deprecated, without effect
-    loss : loss object or None, default=None
-        None is cross-entropy; otherwise a loss of the softmax family, which for two classes reads the logits
+    loss : str, loss object or None, default=None
+        A name ("focal", "gce", ...: `fastxent.losses.names()`) or a loss object. None
+        is cross-entropy; otherwise a loss of the softmax family, which for two classes reads the logits
         (0, z).
     label_smoothing : float, default=0.0
         Uniform smoothing of cross-entropy's targets.
@@ -452,13 +454,14 @@ class LogisticRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         core = _backend.choose(self.backend)
         binary = n_classes == 2
         if self.loss is not None:
-            if not hasattr(self.loss, "loss_grad"):
-                raise TypeError(f"loss: expected a loss object or None, got {self.loss!r}")
+            loss = resolve(self.loss)
+            if getattr(loss, "elementwise", False):
+                raise ValueError(f"loss: expected a loss of the softmax family, got the elementwise {loss!r}")
             if self.label_smoothing:
                 raise ValueError(
                     "label_smoothing: expected 0 beside a loss object, which has options of its own."
                 )
-            return linear.LossRows(self.loss, targets, n_classes, weights, binary, self.backend)
+            return linear.LossRows(loss, targets, n_classes, weights, binary, self.backend)
         column = None if weights is None else weights[:, None]
         if binary:
             positive = targets[:, 1] if targets.ndim == 2 else targets

@@ -46,7 +46,7 @@ from ._estimator import (
     encode_labels,
     row_weights,
 )
-from .losses import SigmoidCrossEntropy
+from .losses import Loss, names, resolve
 from .solvers import lbfgs
 
 __all__ = ["MLPClassifier"]
@@ -647,8 +647,9 @@ class MLPClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         Weight of each class, times the sample weight. 'balanced' is n / (n_classes · n_k) with counts in
         sample weights. With indicator matrices: the weight of a label's positive rows, 'balanced' their
         negatives per positive.
-    loss : None or loss object, default=None
-        An object with ``loss_grad(z, y, sample_weight=None, reduction="mean")`` whose mean replaces the mean
+    loss : None, str or loss object, default=None
+        A name ("focal", "gce", ...: `fastxent.losses.names()`), or an object
+        with ``loss_grad(z, y, sample_weight=None, reduction="mean")`` whose mean replaces the mean
         cross-entropy. It gets one logit per class; a `SigmoidCrossEntropy`, or an object whose attribute
         ``elementwise`` is true, gets one logit for two classes and one per label for indicator matrices,
         whose mean is over rows and labels.
@@ -728,7 +729,7 @@ class MLPClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
-        "loss": [HasMethods("loss_grad"), None],
+        "loss": [HasMethods("loss_grad"), StrOptions(set(names())), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="both")],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "num_threads": [Interval(Integral, 1, None, closed="left"), None],
@@ -981,11 +982,7 @@ class MLPClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         return np.ascontiguousarray(codes[:, None] if codes.ndim == 1 else codes[:, 1:], dtype)
 
     def _loss_is_elementwise(self):
-        return (
-            self.loss is None
-            or isinstance(self.loss, SigmoidCrossEntropy)
-            or bool(getattr(self.loss, "elementwise", False))
-        )
+        return self.loss is None or bool(getattr(resolve(self.loss), "elementwise", False))
 
     def _positive_weights(self, targets, sample_weight):
         """Weight of the positive rows of every label, or None."""
@@ -1006,9 +1003,12 @@ class MLPClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     def _objective(self, pos_weight=None):
         threads = thread_count(self.num_threads)
         if self.loss is not None:
+            loss = resolve(self.loss)
             given = {"backend": self.backend, "num_threads": self.num_threads}
             options = {name: value for name, value in given.items() if value is not None}
-            return _LossObject(self.loss, self.out_activation_ == "logistic", options)
+            if isinstance(loss, Loss):
+                options["check"] = False  # targets were checked once, in fit
+            return _LossObject(loss, self.out_activation_ == "logistic", options)
         kernels = _backend.choose(self.backend)
         smoothing = float(self.label_smoothing)
         if self.out_activation_ == "softmax":

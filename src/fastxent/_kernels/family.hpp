@@ -34,7 +34,7 @@ template <> FX_INLINE_MEMBER Member family_at<fx::FOCAL>(double gamma, double, d
   return {q > 0 ? part * l : 0, part * (gamma * pr + 1), gamma * part * (pr * (1 - gamma * p) - 2 * p)};
 }
 template <> FX_INLINE_MEMBER Member family_at<fx::LINEAR>(double a, double b, double p, double q, double l) {
-  return {(a != 0 ? a * l : 0) + b * q, a + b * p, b * p * q};
+  return {(a != 0 ? a * l : 0) + b * q, b < 0 ? a + b - b * q : a + b * p, b * p * q};
 }
 template <> FX_INLINE_MEMBER Member family_at<fx::POWER>(double r, double, double, double q, double l) {
   const double x = l < 1e300 ? -r * l : -1e300, part = exp_down(x);

@@ -57,27 +57,79 @@ template <class T> static inline ptrdiff_t first_outside(const T* y, ptrdiff_t n
 }
 
 // Loss, gradient and second derivative of elements in vectors.  y, and 1 - y without cancellation.
-// Double sums of vectors of either type
-template <class T> struct Wide {
-  typedef double D __attribute__((vector_size(FX_BYTES))); D parts[8 / sizeof(T)] = {};
-  FX_INLINE_MEMBER void add(typename Vec<T>::V x) {
-    typedef T Part __attribute__((vector_size(FX_BYTES / (8 / sizeof(T))))); Part p[8 / sizeof(T)];
-    __builtin_memcpy(p, &x, sizeof x);
-    for (unsigned i = 0; i < 8 / sizeof(T); i++) parts[i] += __builtin_convertvector(p[i], D);
-  }
-  double total() const { double s = 0; for (const D& d : parts) for (unsigned c = 0; c < FX_BYTES / 8; c++) s += d[c]; return s; }
-};
-
 template <class T> struct Bent { typename Vec<T>::V loss, grad, hess; };
 template <class T> FX_INLINE Bent<T> sigmoid_at(typename Vec<T>::V z, typename Vec<T>::V y, typename Vec<T>::V not_y) {
   typedef typename Vec<T>::V V;
   const V e = exp_of_negative<T>(z < T(0) ? z : -z), big = T(1) / (T(1) + e), small = e * big, tail = log1p_of<T>(e);
-  const V up = z > T(0) ? z + tail : tail, down = z > T(0) ? tail : tail - z;            // softplus(z), softplus(-z)
+  const V far = z > T(0) ? z : -z, share = z > T(0) ? not_y : y;                         // L = (y + 1 - y) tail + |z| share
   const V positive = z > T(0) ? big : small, negative = z > T(0) ? small : big;          // sigma(z), sigma(-z)
-  return {y * (y != T(0) ? down : V{}) + not_y * (not_y != T(0) ? up : V{}), not_y * positive - y * negative, (y + not_y) * positive * negative};
+  return {(y + not_y) * tail + share * (share != T(0) ? far : V{}), not_y * positive - y * negative, (y + not_y) * positive * negative};
 }
 
-template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
+
+// q^gamma: products for the whole powers in use, double for the others.
+template <class T> static typename Vec<T>::V slow_power(typename Vec<T>::V q, double gamma) {
+  typedef Num<double> C; typedef Vec<double>::V D; typedef Vec<double>::UV UV; enum { HALVES = 8 / sizeof(T) };
+  typedef T Part __attribute__((vector_size(FX_BYTES / HALVES))); Part part[HALVES]; typename Vec<T>::V out;
+  const uint64_t lift = (uint64_t)2048 << C::mant; const VShift<double> none = splat<double>(shift_of(0.));
+  __builtin_memcpy(part, &q, sizeof q);
+  for (int i = 0; i < HALVES; i++) {
+    const D given = doubles(part[i], D()), x = given > 0. ? given : D{} + 1.;              // log x as in log_normal
+    const UV e = ((UV)x - bits(0.75) + lift) & ~(((uint64_t)1 << C::mant) - 1);
+    const D f = x * (D)(bits(1.) - (e - lift)) - 1., k = (D)((e >> C::mant) + bits(double(C::magic))) - C::magic - 2048.;
+    const D r = exp_of<double>(gamma * (k * C::ln2hi + (k * C::ln2lo + log_poly(f, double()))), none) * C::unguard;
+    part[i] = __builtin_convertvector(given > 0. ? r : given, Part);
+  }
+  __builtin_memcpy(&out, part, sizeof out);
+  return out;
+}
+template <class T> FX_INLINE typename Vec<T>::V power_of(typename Vec<T>::V q, double gamma) {
+  if (gamma == 2) return q * q;
+  if (gamma == 0) return typename Vec<T>::V{} + T(1);
+  if (gamma == 1) return q;
+  if (gamma == 3) return q * q * q;
+  if (gamma == 4) return (q * q) * (q * q);
+  return slow_power<T>(q, gamma);
+}
+// q^gamma S with S = -log p, and its derivatives along the logit of p
+template <class T> FX_INLINE Bent<T> focal_side(typename Vec<T>::V p, typename Vec<T>::V q, typename Vec<T>::V S, double gamma) {
+  typedef typename Vec<T>::V V; const T k = T(gamma);
+  const V part = power_of<T>(q, gamma), pS = p * (p != T(0) ? S : V{});
+  return {part * S, -part * (k * pS + q), part * (pS * (k * k * p - k * q) + (2 * k + 1) * p * q)};
+}
+// -s^gamma log(1 - s), s = max(p - margin, 0), with its derivative; S = -log q
+template <class T> FX_INLINE Bent<T> shifted_side(typename Vec<T>::V p, typename Vec<T>::V q, typename Vec<T>::V S, double gamma, T margin) {
+  typedef typename Vec<T>::V V;
+  const V d = p - margin, s = d < T(0) ? V{} : d, rest = q + margin;                    // rest = 1 - s
+  const V l = margin > 0 ? log1p_of<T>(s / rest) : S, ratio = margin > 0 ? q / rest : V{} + T(1);
+  const V part = s > T(0) ? power_of<T>(s, gamma) : s, pq = p * q;
+  const V slope = pq * (pq != T(0) ? l / (s > T(0) ? s : V{} + T(1)) : V{});
+  return {s > T(0) ? part * l : s, part * (T(gamma) * slope + p * ratio), V{} + T(__builtin_nan(""))};
+}
+// Focal loss and the asymmetric one; both sides are needed only where targets are mixtures.
+template <class T> FX_INLINE Bent<T> member_at(const Elements* a, typename Vec<T>::V z, typename Vec<T>::V y, typename Vec<T>::V not_y) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; enum { N = Vec<T>::N };
+  const V e = exp_of_negative<T>(z < T(0) ? z : -z), big = T(1) / (T(1) + e), small = e * big, tail = log1p_of<T>(e);
+  const V up = z > T(0) ? z + tail : tail, down = z > T(0) ? tail : tail - z;            // softplus(z), softplus(-z)
+  const V p = z > T(0) ? big : small, q = z > T(0) ? small : big;                        // sigma(z), sigma(-z)
+  Bent<T> one, zero;
+  if (a->family == fx::BINARY_FOCAL) {
+    y *= T(a->b); not_y *= T(a->c);
+    const IV yes = y != T(0); IV both = yes & (not_y != T(0));
+    for (int h = N / 2; h > 0; h /= 2) for (int i = 0; i < h; i++) both[i] |= both[i + h];
+    if (!both[0]) {
+      const V w = yes ? y : not_y;
+      const Bent<T> f = focal_side<T>(yes ? p : q, yes ? q : p, yes ? down : up, a->a);
+      return {w * (w != T(0) ? f.loss : z - z), w * (yes ? f.grad : -f.grad), w * f.hess};
+    }
+    one = focal_side<T>(p, q, down, a->a); zero = focal_side<T>(q, p, up, a->a); zero.grad = -zero.grad;
+  } else {
+    one = focal_side<T>(p, q, down, a->a); zero = shifted_side<T>(p, q, up, a->b, T(a->c));
+  }
+  return {y * (y != T(0) ? one.loss : V{}) + not_y * (not_y != T(0) ? zero.loss : V{}), y * one.grad + not_y * zero.grad, y * one.hess + not_y * zero.hess};
+}
+
+template <class T, bool PLAIN> static void sigmoid_loop(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
   alignas(64) T z_here[PIECE], g_here[PIECE], h_here[PIECE], y_here[PIECE], v_here[PIECE], p_here[PIECE], l_here[PIECE];
   const ptrdiff_t cols = a->cols; const T keep = T(1 - a->smoothing), half = T(a->smoothing / 2), scale = T(a->scale); double total = 0;
@@ -98,7 +150,7 @@ template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdi
       V t = *(const Loose*)(y + k), not_t = T(1) - t;
       if (smooth) { not_t = not_t * keep + half; t = t * keep + half; }
       if (pi) t *= *(const Loose*)(pi + k);
-      Bent<T> b = sigmoid_at<T>(*(const Loose*)(z + k), t, not_t);
+      Bent<T> b = PLAIN ? sigmoid_at<T>(*(const Loose*)(z + k), t, not_t) : member_at<T>(a, *(const Loose*)(z + k), t, not_t);
       V factor = V{} + scale;
       if (v) { const V w = *(const Loose*)(v + k); b.loss = w == T(0) ? V{} : b.loss * w; b.grad = w == T(0) ? V{} : b.grad * w; b.hess = w == T(0) ? V{} : b.hess * w; }
       if (g) *(Loose*)(g + k) = b.grad * factor;
@@ -123,6 +175,10 @@ template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdi
     total += sum.total();
   }
   out->loss += total;
+}
+template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
+  if (a->family == fx::BINARY_CROSS_ENTROPY) sigmoid_loop<T, true>(a, begin, end, out);
+  else sigmoid_loop<T, false>(a, begin, end, out);
 }
 
 // From probabilities, with libm's logarithms: not a hot loop.  No clamp; p - y is exact where it matters.

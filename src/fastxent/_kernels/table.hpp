@@ -14,6 +14,12 @@ enum Storage { FLOAT = 0, DOUBLE = 1, HALF = 2, BFLOAT = 3 };   // of logits, gr
 // Members of the family L = f(p_y): cross-entropy l; focal (1 - p)^a l; a l + b (1 - p); (1 - p^a) / a.
 enum Family { CROSS_ENTROPY = 0, FOCAL = 1, LINEAR = 2, POWER = 3 };
 
+// Divergences of a softmax from a teacher's distribution.
+enum Divergence { ENTROPY = 0, FORWARD_KL = 1, REVERSE_KL = 2, JENSEN_SHANNON = 3 };
+
+// Losses on logits, element by element; the last two with parameters a, b, c.
+enum Binary { BINARY_CROSS_ENTROPY = 0, BINARY_FOCAL = 1, ASYMMETRIC = 2 };
+
 struct Matrix {                     // rows and classes somewhere in memory; data null: absent
   char* data;
   ptrdiff_t outer, cls, inner;
@@ -22,6 +28,7 @@ struct Matrix {                     // rows and classes somewhere in memory; dat
 struct SoftmaxRows {
   int storage, family;
   double a, b;                      // parameters of the family's member
+  int teacher_logits;               // divergences: `soft` holds logits, not probabilities
   ptrdiff_t inner, classes;
   Matrix logits;
   Matrix labels; int label_kind;    // log2(itemsize) | 4 if signed; cls unused
@@ -38,7 +45,8 @@ struct SoftmaxRows {
 struct BlockOut { double loss, total; int64_t counted, bad; };   // bad: first row with a bad target, or -1
 
 struct Elements {                   // (rows, cols), the last axis of values, targets, grad and hess contiguous
-  int storage;
+  int storage, family;
+  double a, b, c;                   // parameters of the family's member
   ptrdiff_t cols;
   Matrix values, targets;           // outer: stride of a row; the rest unused
   Matrix weight, pos_weight;        // outer, cls: strides of rows and columns
@@ -53,12 +61,12 @@ typedef void (*elements_fn)(const Elements*, ptrdiff_t begin, ptrdiff_t end, Ele
 
 struct Table {
   const char* name;
-  rows_fn softmax[2], hvp[2], totals[2];          // by arithmetic: float, double
+  rows_fn softmax[2], hvp[2], totals[2], divergence[2];  // by arithmetic: float, double
   elements_fn sigmoid[2], binary[2], weights[2];
 };
 
 // Rows of few classes, or classes that are not contiguous, go through blocks of transposed rows: lanes are rows.
-enum { FEW = 64, LANES = 32, MOST_LANES = 256 };
+enum { FEW = 128, LANES = 32, MOST_LANES = 256 };
 
 static inline bool in_lanes(const SoftmaxRows* a) {
   const ptrdiff_t item = a->storage == DOUBLE ? 8 : a->storage == FLOAT ? 4 : 2, wide = a->storage == DOUBLE ? 8 : 4;
@@ -72,6 +80,6 @@ static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
   return lanes;
 }
 // Numbers of scratch that a kernel wants per thread.
-static inline ptrdiff_t scratch_of(const SoftmaxRows* a) { return (in_lanes(a) ? 3 * lanes_of(a) : 5) * a->classes; }
+static inline ptrdiff_t scratch_of(const SoftmaxRows* a) { return (in_lanes(a) ? 3 * lanes_of(a) * a->classes : 6 * (a->classes + 8)); }
 
 }  // namespace fx

@@ -30,6 +30,7 @@ struct Job {
   void* context;
   ptrdiff_t blocks;
   std::atomic<ptrdiff_t> next{0};
+  int busy = 0;  // workers on it; under the team's mutex
   Job(block_fn f, void* c, ptrdiff_t n) : run(f), context(c), blocks(n) {}
 };
 
@@ -58,7 +59,6 @@ struct Team {
   int workers = 0, wanted = 0, working = 0;
   unsigned long generation = 0;
   Job* job = nullptr;
-  std::atomic<int> busy{0};
 };
 // Never destroyed: workers sleep on it until the process ends.
 Team* team = new Team;
@@ -71,7 +71,7 @@ void work(Team* t) {
     seen = t->generation;
     Job* const job = t->job;
     const int slot = ++t->working;
-    t->busy.fetch_add(1, std::memory_order_relaxed);
+    job->busy++;
     lock.unlock();
     for (;;) {
       const ptrdiff_t block = job->next.fetch_add(1, std::memory_order_relaxed);
@@ -79,7 +79,7 @@ void work(Team* t) {
       job->run(job->context, block, slot);
     }
     lock.lock();
-    if (t->busy.fetch_sub(1, std::memory_order_release) == 1) t->done.notify_one();
+    if (--job->busy == 0) t->done.notify_all();  // all: callers whose last worker is still at it wait here too
   }
 }
 
@@ -162,7 +162,7 @@ int run_blocks(block_fn run, void* context, ptrdiff_t blocks, int threads, poll_
       const int stop = take_blocks(job, poll);
       lock.lock();
       t->job = nullptr;                                        // nobody joins from here on
-      t->done.wait(lock, [&] { return t->busy.load(std::memory_order_acquire) == 0; });
+      t->done.wait(lock, [&] { return job.busy == 0; });
       return stop;
     }
   }

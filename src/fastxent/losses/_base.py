@@ -1,0 +1,503 @@
+"""What every loss object can do, how losses add up, and the names by which estimators know them.
+
+A loss is a frozen dataclass of options.  Calling a method makes a `Call`: arrays and options checked once, the
+denominator of the reduction, and the doors to the kernels.  A new loss is a dataclass that derives from `Loss` (or from
+`SoftmaxLoss`, where the family's kernel serves it) and says in `_call` which `Call` answers for it.
+"""
+
+import abc
+import copy
+import dataclasses
+import numbers
+from typing import ClassVar
+
+import numpy as np
+
+from .. import _checks
+
+__all__ = ["HESSIANS", "Loss", "ScaledLoss", "SumLoss", "names", "resolve"]
+
+# Second derivatives for boosting and for Newton steps; `Loss.grad_hess` says what each is.
+HESSIANS = ("exact", "clip", "abs", "upper", "xgboost", "lightgbm")
+CLIP = 1e-6
+XGBOOST_FLOOR = 1e-16
+
+_NAMES = {}
+
+
+class Call(abc.ABC):
+    """One checked call: what `Loss` needs of it. Losses without curvature implement `run` alone."""
+
+    # Factor of the loss and of its derivatives, 1 / ln(base) where the logarithm has another base.
+    unit = 1.0
+
+    @abc.abstractmethod
+    def run(self, *, grad=False, hess=False, out=None):
+        """A tuple that starts with (loss, grad, hess), None for what was not asked for."""
+
+    def curvature(self, hessian):
+        """(grad, hess) under a curvature policy; `bound_of` gives those that the kernels do not know."""
+        _, grad, hess, *_ = self.run(grad=True, hess=True)
+        if hessian != "exact":
+            hess = self.positive(hess, hessian)
+        return grad, hess
+
+    def positive(self, hess, hessian):
+        """A curvature policy other than "exact"; `hess` is the exact diagonal, and may be written."""
+        if hessian == "abs":
+            return np.abs(hess, out=hess)
+        if hessian == "clip":
+            return np.maximum(hess, CLIP * self.row_factor(), out=hess, casting="same_kind")
+        raise ValueError(f"hessian: this loss knows 'exact', 'clip' and 'abs', got {hessian!r}")
+
+    def row_factor(self):
+        """|weight| / denominator of every row, broadcastable to the logits; 0 where a row is ignored."""
+        raise TypeError("hessian='clip' needs the weights of the rows, which this loss does not give")
+
+    def hvp(self, x):
+        """Hessian times x."""
+        raise TypeError(f"{type(self).__name__} has no Hessian product")
+
+    def solve(self, r, lam):
+        """Solution of (lam I + H) x = r, row by row."""
+        raise TypeError(
+            "solve: expected a softmax or sigmoid loss f(p), whose Hessian is diagonal plus low rank"
+        )
+
+
+class Loss(abc.ABC):
+    """Base of all losses: frozen dataclasses of options with loss, gradient, curvature, sums and multiples.
+
+    ``0.3 * a + b`` is a loss over the same logits. Losses compare and hash by their options, pickle, print the options
+    that matter, and register the names by which `resolve` finds them.
+    """
+
+    # Whether every logit stands alone (multilabel), as opposed to competing with the others of its row.
+    elementwise: ClassVar[bool] = False
+    # Why the loss has no second derivatives; empty where it has.
+    no_curvature: ClassVar[str] = ""
+
+    def __init_subclass__(cls, names=(), **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name in names:
+            _NAMES[name] = cls
+
+    @abc.abstractmethod
+    def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
+        """The checked call of this loss."""
+
+    def loss(self, z, y, sample_weight=None, reduction="mean", *, backend=None, num_threads=None, check=True):
+        """Loss of logits `z` against targets `y`: a float, or one number per row with reduction="none"."""
+        return self._call(z, y, sample_weight, reduction, backend, num_threads, check).run()[0]
+
+    def loss_grad(
+        self,
+        z,
+        y,
+        sample_weight=None,
+        reduction="mean",
+        *,
+        out=None,
+        backend=None,
+        num_threads=None,
+        check=True,
+    ):
+        """Loss, and its gradient in the shape and dtype of `z` (in `out`, which may be `z`, if given)."""
+        call = self._call(z, y, sample_weight, reduction, backend, num_threads, check)
+        return call.run(grad=True, out=out)[:2]
+
+    def grad_hess(
+        self,
+        z,
+        y,
+        sample_weight=None,
+        reduction="mean",
+        *,
+        hessian="exact",
+        backend=None,
+        num_threads=None,
+        check=True,
+    ):
+        """Gradient and diagonal of the Hessian, or a stand-in for it that is never negative.
+
+        Parameters
+        ----------
+        z, y, sample_weight, reduction, backend, num_threads, check
+            As for `loss`.
+        hessian : {"exact", "clip", "abs", "upper", "xgboost", "lightgbm"}, default="exact"
+            "exact": the diagonal h. "clip": max(h, 1e-6). "abs": |h|. "upper": a diagonal D with D - H positive
+            semidefinite, 2 G p (1 - p) + 2 max(-PG, 0) |p_k - [k = y]| (1 - p_y) for a softmax loss f(p_y) with
+            G = -p f', PG = p dG/dp, so that steps of -g/D never overshoot. "xgboost": what that library uses for
+            cross-entropy, max(2 p (1 - p), 1e-16) for softmax and max(p (1 - p), 1e-16) for sigmoid losses.
+            "lightgbm": K / (K - 1) p (1 - p), and p (1 - p). Floors are those of a row of weight 1; weights multiply.
+
+        Returns
+        -------
+        grad, hess : ndarrays, shape and dtype of `z`
+
+        Raises
+        ------
+        TypeError
+            The loss has no curvature.
+        ValueError
+            A policy that the loss does not know.
+        """
+        self._need_curvature("grad_hess")
+        _checks.choice(hessian, "hessian", HESSIANS)
+        return self._call(z, y, sample_weight, reduction, backend, num_threads, check).curvature(hessian)
+
+    def hvp(
+        self, z, y, x, sample_weight=None, reduction="mean", *, backend=None, num_threads=None, check=True
+    ):
+        """Hessian of the reduced loss times `x`, in the shape of `z`."""
+        self._need_curvature("hvp")
+        return self._call(z, y, sample_weight, reduction, backend, num_threads, check).hvp(x)
+
+    def solve(
+        self,
+        z,
+        y,
+        r,
+        lam,
+        sample_weight=None,
+        reduction="mean",
+        *,
+        backend=None,
+        num_threads=None,
+        check=True,
+    ):
+        """Solve (lam I + H) x = r for every row, H the Hessian of the reduced loss, in O(n_classes) per row.
+
+        Parameters
+        ----------
+        z, y, sample_weight, reduction, backend, num_threads, check
+            As for `loss`.
+        r : array-like, shape of `z`
+            Right-hand sides.
+        lam : float > 0, or array-like of such, broadcastable to the rows
+            Damping. The softmax Hessian is singular, so 0 has no answer.
+
+        Returns
+        -------
+        ndarray, shape and dtype of `z`
+
+        Raises
+        ------
+        TypeError
+            The Hessian of this loss is not diagonal plus low rank.
+        ValueError
+            Shapes that do not fit; `lam` not positive.
+        """
+        self._need_curvature("solve")
+        return self._call(z, y, sample_weight, reduction, backend, num_threads, check).solve(r, lam)
+
+    def _need_curvature(self, method):
+        if self.no_curvature:
+            raise TypeError(
+                f"{method}: {type(self).__name__} has loss and gradient only: {self.no_curvature}. "
+                "Use loss or loss_grad, or a loss with second derivatives"
+            )
+
+    def __add__(self, other):
+        return SumLoss((self, other)) if isinstance(other, Loss) else NotImplemented
+
+    def __radd__(self, other):
+        # what sum([a, b]) starts from
+        return self if isinstance(other, numbers.Real) and other == 0 else NotImplemented
+
+    def __mul__(self, factor):
+        return ScaledLoss(factor, self) if _is_number(factor) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __repr__(self):
+        """The loss's own options, and of those that it shares with others the ones that are set."""
+        shown = []
+        for field in sorted(dataclasses.fields(self), key=lambda field: field.kw_only):
+            value = getattr(self, field.name)
+            own = not field.kw_only and value is not None
+            if own or value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def names():
+    """The names that `resolve` knows, in alphabetical order.
+
+    Examples
+    --------
+    >>> from fastxent import losses
+    >>> "focal" in losses.names()
+    True
+    """
+    return tuple(sorted(_NAMES))
+
+
+def resolve(loss):
+    """Loss object for a name or a loss object.
+
+    Parameters
+    ----------
+    loss : str or loss object
+        A name stands for the loss with its default options.
+
+    Returns
+    -------
+    loss object
+        What was given, if it is none of the names.
+
+    Raises
+    ------
+    TypeError
+        Neither a name nor an object with `loss_grad`.
+    ValueError
+        An unknown name.
+
+    Examples
+    --------
+    >>> from fastxent import losses
+    >>> losses.resolve("focal")
+    FocalLoss(gamma=2.0)
+    """
+    if isinstance(loss, str):
+        if loss not in _NAMES:
+            raise ValueError(
+                f"loss: expected one of {', '.join(map(repr, names()))} or a loss object, got {loss!r}"
+            )
+        return _NAMES[loss]()
+    if isinstance(loss, type) or not callable(getattr(loss, "loss_grad", None)):
+        raise TypeError(f"loss: expected a name or a loss object such as FocalLoss(gamma=2), got {loss!r}")
+    return loss
+
+
+# --------------------------------------------------------------------------------------------------------- composition
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ScaledLoss(Loss):
+    """A loss times a number: ``0.3 * loss``.
+
+    Parameters
+    ----------
+    factor : float >= 0
+        With 0, loss and derivatives are 0 even where those of the term are infinite.
+    term : loss object
+        Multiples of multiples are flattened; a multiple of a sum, ``0.3 * (a + b)``, is a sum of multiples.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A factor that is not a finite non-negative number; a term that is no loss.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> round((0.5 * fx.SoftmaxCrossEntropy()).loss([[0.0, 0.0]], [0]), 10)
+    0.3465735903
+    >>> 2 * (0.5 * fx.FocalLoss())
+    1.0 * FocalLoss(gamma=2.0)
+    """
+
+    factor: float
+    term: Loss
+
+    def __post_init__(self):
+        factor, term = _checks.real(self.factor, "factor", 0.0), self.term
+        if isinstance(term, ScaledLoss):
+            factor, term = _checks.real(factor * term.factor, "factor", 0.0), term.term
+        if not isinstance(term, Loss) or isinstance(term, SumLoss):
+            raise TypeError(f"term: expected a loss object that is no sum (write factor * sum), got {term!r}")
+        object.__setattr__(self, "factor", factor)
+        object.__setattr__(self, "term", term)
+
+    def __repr__(self):
+        return f"{self.factor!r} * {self.term!r}"
+
+    @property
+    def elementwise(self):
+        """Whether the term is."""
+        return self.term.elementwise
+
+    @property
+    def no_curvature(self):
+        """Why the term has no curvature."""
+        return self.term.no_curvature
+
+    def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
+        call = self.term._call(z, y, sample_weight, reduction, backend, num_threads, check)
+        return _ScaledCall(self.factor, call)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SumLoss(Loss):
+    """Several losses over the same logits: ``a + b``. Each term is reduced, then they are added.
+
+    The targets of every method are one `y` for all terms, or a tuple with one entry per term; sample weights are
+    shared. The curvature is the sum of the terms'.
+
+    Parameters
+    ----------
+    terms : tuple of loss objects
+        Sums within sums are flattened.
+
+    Raises
+    ------
+    TypeError
+        A term that is no loss.
+    ValueError
+        No terms.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> loss = fx.SoftmaxCrossEntropy() + 0.5 * fx.Poly1Loss()
+    >>> loss
+    SoftmaxCrossEntropy() + 0.5 * Poly1Loss(epsilon=1.0)
+    >>> round(loss.loss([[0.0, 0.0]], [0]), 10)
+    1.2897207708
+    >>> round(loss.loss([[0.0, 0.0]], ([0], [[1.0, 0.0]])), 10)
+    1.2897207708
+    """
+
+    terms: tuple[Loss, ...]
+
+    def __post_init__(self):
+        flat = []
+        for term in self.terms:
+            if not isinstance(term, Loss):
+                raise TypeError(f"terms: expected loss objects, got {term!r}")
+            flat += term.terms if isinstance(term, SumLoss) else (term,)
+        if not flat:
+            raise ValueError("terms: expected at least one loss")
+        object.__setattr__(self, "terms", tuple(flat))
+
+    def __mul__(self, factor):
+        return SumLoss(tuple(factor * term for term in self.terms)) if _is_number(factor) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __repr__(self):
+        return " + ".join(map(repr, self.terms))
+
+    @property
+    def elementwise(self):
+        """Whether all terms are."""
+        return all(term.elementwise for term in self.terms)
+
+    @property
+    def no_curvature(self):
+        """Why the first term that has no curvature has none."""
+        without = (f"its term {term!r}: {term.no_curvature}" for term in self.terms if term.no_curvature)
+        return next(without, "")
+
+    def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
+        z = _checks.floats(z, "logits")
+        if not isinstance(y, tuple):
+            y = (y,) * len(self.terms)
+        elif len(y) != len(self.terms):
+            raise ValueError(
+                f"targets: expected one array for all terms, or a tuple with one entry for each of the "
+                f"{len(self.terms)} terms, got a tuple of {len(y)}"
+            )
+        rest = (sample_weight, reduction, backend, num_threads, check)
+        return _SumCall(z, [term._call(z, each, *rest) for term, each in zip(self.terms, y, strict=True)])
+
+
+class _ScaledCall(Call):
+    def __init__(self, factor, call):
+        self.factor, self.call = factor, call
+
+    def run(self, *, grad=False, hess=False, out=None):
+        return tuple(self.scaled(value) for value in self.call.run(grad=grad, hess=hess, out=out)[:3])
+
+    def curvature(self, hessian):
+        return tuple(self.scaled(value) for value in self.call.curvature(hessian))
+
+    def hvp(self, x):
+        return self.scaled(self.call.hvp(x))
+
+    def solve(self, r, lam):
+        # By the unit and not through r / factor, which overflows for a small one.
+        call = copy.copy(self.call)
+        call.unit = call.unit * self.factor
+        return call.solve(r, lam)
+
+    def scaled(self, value):
+        """The factor times a number or an array, in place; a factor of 0 annihilates what is not finite."""
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray):
+            return value * self.factor if self.factor else 0.0
+        if not self.factor:
+            value[...] = 0
+        elif value.dtype.itemsize == 2:
+            value[...] = value.astype(np.float32) * np.float32(self.factor)
+        else:
+            value *= value.dtype.type(self.factor)
+        return value
+
+
+class _SumCall(Call):
+    def __init__(self, z, calls):
+        self.z, self.calls = z, calls
+
+    def run(self, *, grad=False, hess=False, out=None):
+        # Every term reads the logits, which may be `out`: it is written last.
+        if out is not None:
+            _checks.output(out, self.z)
+        loss, *arrays = _added(call.run(grad=grad, hess=hess)[:3] for call in self.calls)
+        if out is not None:
+            out[...] = arrays[0]
+            arrays[0] = out
+        return loss, *arrays
+
+    def curvature(self, hessian):
+        return _added(call.curvature(hessian) for call in self.calls)
+
+    def hvp(self, x):
+        return _added((call.hvp(x),) for call in self.calls)[0]
+
+    def solve(self, r, lam):
+        if len(self.calls) == 1:
+            return self.calls[0].solve(r, lam)
+        raise TypeError(
+            "solve: a sum of losses has no closed solution; solve with hvp and conjugate gradients"
+        )
+
+
+def _added(results):
+    """Sums, entry by entry, of tuples of numbers, arrays or None."""
+    results = iter(results)
+    total = list(next(results))
+    for values in results:
+        for at, value in enumerate(values):
+            if np.shape(value) != np.shape(total[at]):
+                raise ValueError(
+                    f"reduction='none': expected terms with losses of one shape, got {np.shape(total[at])} "
+                    f"and {np.shape(value)}; reduce them"
+                )
+            if value is not None:
+                total[at] += value
+    return tuple(total)
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+
+
+def as_tuple(values, name):
+    """Array option of a frozen dataclass as something hashable: a tuple of floats, or None."""
+    if values is None:
+        return None
+    a = _checks.numbers_like(values, name, np.dtype(np.float64))
+    if a.ndim != 1:
+        raise ValueError(f"{name}: expected one number per class, got shape {a.shape}")
+    return tuple(a.tolist())
+
+
+def scalar(value):
+    """A 0-d array as its number."""
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value

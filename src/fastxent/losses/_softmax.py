@@ -1,0 +1,854 @@
+"""Softmax cross-entropy: one checked call of the kernels, the functions over it, and the losses of its family."""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import _backend, _checks, _core_numpy
+from ._base import XGBOOST_FLOOR, Call, Loss, as_tuple, scalar
+
+__all__ = [
+    "SoftmaxCrossEntropy",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
+    "softmax_cross_entropy_forward",
+    "softmax_cross_entropy_with_grad",
+]
+
+# ------------------------------------------------------------------------------------------------- softmax: machinery
+
+
+class SoftmaxOptions(NamedTuple):
+    class_weight: object
+    label_smoothing: float
+    smoothing: str
+    ignore_index: int | None
+    z_loss: float
+    temperature: float
+    logit_bias: object
+    axis: int
+    base: float | None
+    empty: str
+
+
+def check_softmax_options(o):
+    """Canonical scalars of the options, each checked: (label_smoothing, exclude_target, ignore_index, z_loss, T)."""
+    smoothing = o.label_smoothing
+    if smoothing != 0.0:
+        smoothing = _checks.real(smoothing, "label_smoothing", 0.0, 1.0)
+    _checks.choice(o.smoothing, "smoothing", _checks.SMOOTHINGS)
+    z_loss = o.z_loss
+    if z_loss != 0.0:
+        z_loss = _checks.real(z_loss, "z_loss", 0.0)
+    temperature = o.temperature
+    if temperature != 1.0:
+        temperature = _checks.real(temperature, "temperature", 0.0, open_low=True)
+    _checks.choice(o.empty, "empty", ("zero", "nan"))
+    ignore = o.ignore_index
+    if ignore is not None and type(ignore) is not int:
+        ignore = _checks.whole(ignore, "ignore_index")
+    return float(smoothing), o.smoothing == "exclude_target", ignore, float(z_loss), float(temperature)
+
+
+class Member(NamedTuple):
+    """A member of the family L = sum_k q_k f(p_k): the kernels' name for f and its two numbers."""
+
+    family: str = "cross_entropy"
+    a: float = 0.0
+    b: float = 0.0
+
+
+CROSS_ENTROPY = Member()
+
+
+class SoftmaxCall(Call):
+    """One checked call: the problem's arrays, its options and its denominator.
+
+    `alpha` (n_classes,) multiplies the class weights without entering the denominator.
+    """
+
+    def __init__(
+        self,
+        logits,
+        targets,
+        sample_weight,
+        reduction,
+        options,
+        num_threads,
+        backend,
+        check,
+        member=CROSS_ENTROPY,
+        alpha=None,
+    ):
+        self.core = _backend.choose(backend)
+        self.threads = _checks.thread_count(num_threads)
+        self.reduction = _checks.choice(reduction, "reduction", _checks.REDUCTIONS)
+        self.scalars = check_softmax_options(options)
+        self.unit = 1.0 if options.base is None else _checks.per_base(options.base)
+        self.options = options
+        self.given = targets
+        self.check = check
+        self.problem = problem = _checks.softmax_input(logits, targets, options.axis, check=check)
+        n_classes, dtype = problem.logits.shape[1], problem.dtype
+        weight = class_weight = bias = None
+        if sample_weight is not None:
+            weight = problem.rows(
+                _checks.per_row(sample_weight, "sample_weight", problem.row_shape, dtype, check=check)
+            )
+        if options.class_weight is not None:
+            class_weight = _checks.per_class(
+                options.class_weight, "class_weight", n_classes, dtype, check=check
+            )
+        if options.logit_bias is not None:
+            bias = _checks.per_class(options.logit_bias, "logit_bias", n_classes, dtype, check=check)
+        self.weight, self.class_weight, self.bias = weight, class_weight, bias
+        self.member = member
+        self.factors = class_weight
+        if alpha is not None:
+            alpha = np.asarray(alpha, dtype) if np.ndim(alpha) else np.full(n_classes, alpha, dtype)
+            _checks.per_class(alpha, "alpha", n_classes, dtype)
+            self.factors = alpha if class_weight is None else alpha * class_weight
+        self.denominator = None
+
+    def totals(self, *, first):
+        """Find the denominator; with `first`, also check every target before anything is written."""
+        problem, reduction, ignore = self.problem, self.reduction, self.scalars[2]
+        n_rows = problem.logits.shape[0] * problem.logits.shape[2]
+        plain = reduction == "mean" and not (
+            problem.soft or self.weight is not None or self.class_weight is not None
+        )
+        known = ignore is None or problem.soft
+        if reduction in ("sum", "none"):
+            self.denominator = 1.0
+        elif reduction == "mean_all" or (known and (plain or reduction == "mean_rows")):
+            self.denominator = float(n_rows)
+        if self.denominator is None or first:
+            weights = (self.weight, self.class_weight)
+            total, counted, bad = self.core.target_totals(
+                problem.targets, *weights, problem.logits.shape[1], ignore, self.threads
+            )
+            self.refuse(bad)
+            if self.denominator is None:
+                self.denominator = total if reduction == "mean" else float(counted)
+
+    def refuse(self, bad):
+        if bad >= 0 and self.check:
+            raise _checks.bad_target(self.problem, bad, self.given)
+
+    def run(self, *, grad=False, hess=False, lse=False, out=None, hess_out=None, upstream=1.0):
+        """(loss, grad, hess, lse), None for what was not asked for; `upstream` scales gradient and Hessian."""
+        problem = self.problem
+        logits, dtype, axis = problem.logits, problem.dtype, problem.axis
+        targets, weight, class_weight, bias = problem.targets, self.weight, self.factors, self.bias
+        grad_array = grad_rows = hess_array = hess_rows = lse_array = per_row = None
+        in_place = False
+        if grad:
+            grad_array = _checks.output(out, problem.source)
+            if out is not None:
+                in_place = _checks.same_memory(out, problem.source)
+                if not in_place:
+                    logits = _checks.apart(out, logits)
+                targets, weight = _checks.apart(out, targets), _checks.apart(out, weight)
+                class_weight, bias = _checks.apart(out, class_weight), _checks.apart(out, bias)
+            grad_rows = writable_rows(grad_array, axis)
+        if hess:
+            hess_array = np.empty_like(problem.source, subok=False) if hess_out is None else hess_out
+            hess_rows = writable_rows(hess_array, axis)
+        if lse:
+            lse_array = np.empty(problem.row_shape, dtype)
+        if self.reduction == "none":
+            per_row = np.empty(problem.row_shape, dtype)
+        self.totals(first=in_place and self.check)
+        denominator = self.denominator
+        smoothing, exclude, ignore, z_loss, temperature = self.scalars
+        total, bad = self.core.softmax_rows(
+            logits,
+            targets,
+            weight,
+            class_weight,
+            bias,
+            smoothing,
+            exclude,
+            ignore,
+            z_loss,
+            temperature,
+            self.unit * upstream / denominator if denominator else 0.0,
+            None if per_row is None else problem.rows(per_row),
+            None if lse_array is None else problem.rows(lse_array),
+            grad_rows,
+            hess_rows,
+            self.threads,
+            *self.member,
+        )
+        self.refuse(bad)
+        if denominator == 0:
+            loss = 0.0 if self.options.empty == "zero" else math.nan
+            for array in (grad_array, hess_array):
+                if array is not None:
+                    array[...] = 0
+            return loss, grad_array, hess_array, lse_array
+        write_back(grad_array, grad_rows, axis)
+        write_back(hess_array, hess_rows, axis)
+        if per_row is None:
+            return total * self.unit / denominator, grad_array, hess_array, lse_array
+        if self.unit != 1.0:
+            per_row *= dtype.type(self.unit)
+        return per_row, grad_array, hess_array, lse_array
+
+    def backward(self, grad_loss, out):
+        """Gradient for an upstream gradient: a number, or one per row with reduction="none"."""
+        if self.reduction != "none":
+            return self.run(grad=True, out=out, upstream=_checks.real(scalar(grad_loss), "grad_loss"))[1]
+        problem = self.problem
+        rows = _checks.per_row(grad_loss, "grad_loss", problem.row_shape, problem.dtype, check=self.check)
+        rows = problem.rows(rows)
+        self.weight = rows if self.weight is None else rows * self.weight
+        return self.run(grad=True, out=out)[1]
+
+    def hvp(self, x):
+        """Hessian-vector product with `x`, in the shape and dtype of the logits."""
+        problem = self.problem
+        x = _checks.numbers_like(x, "x", problem.dtype)
+        if x.shape != problem.shape:
+            raise ValueError(f"x: expected the shape of logits, {problem.shape}, got {x.shape}")
+        product = np.empty_like(problem.source, subok=False)
+        rows = writable_rows(product, problem.axis)
+        self.totals(first=False)
+        smoothing, exclude, ignore, z_loss, temperature = self.scalars
+        bad = self.core.softmax_hvp(
+            problem.logits,
+            problem.targets,
+            self.weight,
+            self.factors,
+            self.bias,
+            smoothing,
+            exclude,
+            ignore,
+            z_loss,
+            temperature,
+            self.unit / self.denominator if self.denominator else 0.0,
+            _checks.layered(x, problem.axis),
+            rows,
+            self.threads,
+            *self.member,
+        )
+        self.refuse(bad)
+        write_back(product, rows, problem.axis)
+        if self.denominator == 0:
+            product[...] = 0
+        return product
+
+    # ------------------------------------------------------------------------------------------ curvature and solve
+
+    def row_factor(self):
+        """|weight| times unit over denominator of every row, broadcastable to the logits; 0 where ignored."""
+        return np.expand_dims(self.factor_of_rows(), self.problem.axis)
+
+    def factor_of_rows(self):
+        """The same in the shape of the rows."""
+        problem, ignore = self.problem, self.scalars[2]
+        if self.denominator is None:
+            self.totals(first=False)
+        factor = np.full(
+            problem.row_shape, self.unit / self.denominator if self.denominator else 0.0, problem.dtype
+        )
+        if self.weight is not None:
+            factor *= np.abs(self.weight.reshape(problem.row_shape))
+        if ignore is not None and not problem.soft:
+            factor[problem.targets.reshape(problem.row_shape) == ignore] = 0
+        return factor
+
+    def positive(self, hess, hessian):
+        """A curvature policy other than "exact"; `hess` is the exact diagonal, and may be written."""
+        if hessian == "upper":
+            return self.upper(hess)
+        if hessian in ("xgboost", "lightgbm"):
+            n_classes = self.problem.n_classes
+            self.of_cross_entropy().run(hess=True, hess_out=hess)
+            np.abs(hess, out=hess)
+            if hessian == "lightgbm":
+                return np.multiply(hess, n_classes / max(n_classes - 1, 1), out=hess, casting="same_kind")
+            hess *= 2
+            return np.maximum(hess, XGBOOST_FLOOR * self.row_factor(), out=hess, casting="same_kind")
+        return super().positive(hess, hessian)
+
+    def of_cross_entropy(self):
+        """The same call for the plain cross-entropy."""
+        call = copy.copy(self)
+        call.member = CROSS_ENTROPY
+        call.scalars = (*self.scalars[:3], 0.0, self.scalars[4])
+        return call
+
+    def upper(self, hess):
+        """Diagonal that dominates the Hessian of every row, by the sums of its rows' absolute values.
+
+        diag p - p p' <= 2 diag p (1 - p), d d' <= diag |d_k| sum |d_j| = 2 |d_k| (1 - p_y) for d = p - e_y, and
+        p p' <= diag p.
+        """
+        z_loss, temperature = self.scalars[3:]
+        half = self.problem.source.dtype.itemsize == 2
+        if not (half or self.problem.soft or self.scalars[0] or z_loss):
+            return self.upper_of_labels(hess)
+        scale = self.unit / self.denominator if self.denominator else 0.0
+        for block, out in self.blocks(hess):
+            rows = Rows(self, block)
+            sign = np.sign(rows.weight)[:, None]
+            factor = np.abs(rows.weight)[:, None] * (scale / temperature**2)
+            bound = 2 * np.maximum(sign * rows.slope, 0) * rows.p * rows.not_p
+            bend = np.maximum(-sign * rows.qP, 0)
+            bound += 2 * (rows.p * (bend.sum(axis=1, keepdims=True) - bend) + rows.not_p * bend)
+            if z_loss:
+                bound += np.maximum(sign, 0) * (2 * z_loss) * rows.p
+            bound *= factor
+            bound[rows.weight == 0] = 0
+            out[...] = rows.unrolled(bound)
+        return hess
+
+    def upper_of_labels(self, hess):
+        """`upper` for labels: G and P are one number per row, and the rest comes from cross-entropy's kernel."""
+        problem, temperature = self.problem, self.scalars[4]
+        call = self.of_cross_entropy()
+        call.weight = call.factors = call.denominator = None
+        call.unit, call.reduction = 1.0, "none"
+        ell = call.run(hess=True, hess_out=hess)[0]
+        factor = self.factor_of_rows().astype(np.float64)
+        if self.factors is not None:
+            labels = problem.targets.reshape(problem.row_shape)
+            factor = factor * np.take(self.factors, np.where(factor == 0, 0, labels), mode="clip")
+        negative = False if self.weight is None else self.weight.reshape(problem.row_shape) < 0
+        with np.errstate(all="ignore"):
+            ell = ell.astype(np.float64)
+            family, a, b = self.member
+            member = _core_numpy._MEMBERS[family](_Label(np.exp(-ell), -np.expm1(-ell), ell), a, b)
+            slope = 2 * factor * np.where(negative, 0, member.G)
+            bend = 2 * factor * np.maximum(np.where(negative, member.P, -member.P), 0) / temperature
+            hess *= np.expand_dims(slope, problem.axis).astype(hess.dtype)
+            if bend.any():
+                grad = call.run(grad=True)[1]
+                np.abs(grad, out=grad)
+                grad *= np.expand_dims(bend, problem.axis).astype(grad.dtype)
+                hess += grad
+        dead = factor == 0
+        if dead.any():
+            np.copyto(hess, 0, where=np.expand_dims(dead, problem.axis))
+        return hess
+
+    def _solve_input(self, r, lam):
+        """Right-hand side and damping as float64, broadcastable to the logits, and an array for the solution."""
+        problem = self.problem
+        r = _checks.numbers_like(r, "r", np.dtype(np.float64))
+        if r.shape != problem.shape:
+            raise ValueError(f"r: expected the shape of logits, {problem.shape}, got {r.shape}")
+        lam = _checks.per_row(lam, "lam", problem.row_shape, np.dtype(np.float64))
+        if not (lam > 0).all():
+            raise ValueError(f"lam: expected positive numbers, got {lam.min()}")
+        return r, np.expand_dims(lam, problem.axis), np.empty_like(problem.source, subok=False)
+
+    def solve(self, r, lam):
+        """Solution of (lam I + H) x = r, row by row, in float64."""
+        r, lam, solution = self._solve_input(r, lam)
+        problem, axis = self.problem, self.problem.axis
+        self.totals(first=self.check)
+        scale = self.unit / self.denominator if self.denominator else 0.0
+        r, lam = _checks.layered(r, axis), problem.rows(lam)
+        for block, out in self.blocks(solution):
+            rows = Rows(self, block, np.float64)
+            factor = rows.weight * (scale / self.scalars[4] ** 2)
+            out[...] = rows.unrolled(
+                rows.solve(rows.rolled(r[block]), lam[block].reshape(-1), factor, self.scalars[3])
+            )
+        return solution
+
+    def blocks(self, array):
+        """Slices of the outer axis, small enough for the caches, each with what of `array` belongs to it."""
+        outer, n_classes, inner = self.problem.logits.shape
+        rows = writable_rows(array, self.problem.axis)
+        step = max(1, BLOCK // max(n_classes * inner, 1))
+        for start in range(0, outer, step):
+            block = slice(start, start + step)
+            yield block, rows[block]
+        write_back(array, rows, self.problem.axis)
+
+
+BLOCK = 1 << 15
+
+
+class _Label(NamedTuple):
+    """What the specification's members read: p, 1 - p and -log p, here of the labels alone."""
+
+    p: np.ndarray
+    one_minus_p: np.ndarray
+    ell: np.ndarray
+
+
+class Rows:
+    """What the Hessians of a block of rows are made of, from the specification's own pieces; arrays are (rows, K).
+
+    With G and P = (1 - p) p dG/dp of the family's member, S = sum_k q_k G_k + 2 z_loss lse and d_k = p - e_k, a row's
+    Hessian is S (diag p - p p') - sum_k (q_k P_k / (1 - p_k)) d_k d_k' + 2 z_loss p p'.
+    """
+
+    def __init__(self, call, block, dtype=None):
+        problem = call.problem
+        logits, targets = problem.logits[block], problem.targets[block]
+        dtype = problem.dtype if dtype is None else np.dtype(dtype)
+        smoothing, exclude, ignore, z_loss, temperature = call.scalars
+        weight = None if call.weight is None else call.weight[block]
+        self.layout = logits.shape[0], logits.shape[2], logits.shape[1]
+        with np.errstate(all="ignore"):
+            rows = _core_numpy._softmax(logits.astype(dtype, copy=False), call.bias, temperature)
+            _, q, self.weight, _ = _core_numpy._targets(
+                targets, logits.shape[1], dtype, weight, call.factors, smoothing, exclude, ignore
+            )
+            family, a, b = call.member
+            member = _core_numpy._MEMBERS[family](rows, a, b)
+            self.p, self.not_p = rows.p, rows.one_minus_p
+            self.qP = _core_numpy._product(q, member.P)
+            self.slope = _core_numpy._product(q, member.G).sum(axis=1, keepdims=True)
+            if z_loss:
+                self.slope = self.slope + 2 * z_loss * (rows.m + rows.log_sum)[:, None]
+
+    def rolled(self, a):
+        """(outer, K, inner) as (rows, K)."""
+        return np.moveaxis(a, 1, 2).reshape(-1, a.shape[1])
+
+    def unrolled(self, a):
+        """(rows, K) as (outer, K, inner)."""
+        return np.moveaxis(a.reshape(self.layout), 2, 1)
+
+    def solve(self, r, lam, factor, z_loss):
+        """x with (lam I + factor H) x = r for every row.
+
+        With b_k = q_k P_k / (1 - p_k) and D = lam + factor (S p - b), the matrix is
+        diag D + factor U C U', U = [p, b], C = [[2 z_loss - S - sum b, 1], [1, 0]]: Woodbury's identity. Because
+        H 1 = 2 z_loss p, its determinant is
+
+            lam (sum(p/D) (1 + factor sum(p b/D)) - factor sum(b/D) sum(p^2/D)) + 2 z_loss factor sum(p^2/D),
+
+        in which nothing cancels as lam goes to 0; with b = 0 and no z-loss it is Sherman and Morrison's lam sum(p/D).
+        Where a D_k is all but 0 without the matrix being singular, b_k is moved by 1e-7 of its size: two steps of
+        refinement undo that.
+        """
+        lam, factor, dead = lam[:, None], factor[:, None], factor == 0
+        with np.errstate(all="ignore"):
+            b = _core_numpy._quotient(self.qP, self.not_p)
+            pull = self.slope * self.p
+            size = lam + np.abs(factor) * (np.abs(pull) + np.abs(b))
+            D = lam + factor * (pull - b)
+            near = np.abs(D) < 1e-7 * size
+            D = np.where(near, np.where(D < 0, -1e-7, 1e-7) * size, D)
+            b_used = np.where(near, pull - (D - lam) / factor, b)
+            x = self._woodbury(r, lam, factor, z_loss, pull, b_used, D)
+            for _ in range(2 if self.qP.any() else 0):
+                mean = (self.p * x).sum(axis=1, keepdims=True)
+                bend = b * (mean - x)
+                product = pull * (x - mean) + bend - self.p * bend.sum(axis=1, keepdims=True)
+                product += 2 * z_loss * self.p * mean
+                x += self._woodbury(r - lam * x - factor * product, lam, factor, z_loss, pull, b_used, D)
+            x[dead] = (r / lam)[dead]
+        return x
+
+    def _woodbury(self, r, lam, factor, z_loss, pull, b, D):
+        def total(a):
+            return a.sum(axis=1, keepdims=True)
+
+        p_over, b_over = self.p / D, b / D
+        pp, pb, w1, w2 = total(self.p * p_over), total(self.p * b_over), total(p_over), total(b_over)
+        s = total(p_over * r)
+        lost = -factor * total((pull - b) * r / D)
+        zeta = 2 * z_loss * factor
+        determinant = lam * (w1 * (1 + factor * pb) - factor * w2 * pp) + zeta * pp
+        along_p = ((1 + factor * pb) * lost + zeta * s - factor * lam * w2 * s) / determinant
+        along_b = factor * (lam * w1 * s - pp * lost) / determinant
+        return r / D - along_p * p_over - along_b * b_over
+
+
+def writable_rows(array, axis):
+    """Array as (outer, classes, inner) for a kernel to fill: a view, or a fresh buffer where no view exists."""
+    rows = _checks.layered(array, axis)
+    if array.flags.aligned and (rows.size == 0 or np.may_share_memory(rows, array)):
+        return rows
+    return np.empty(rows.shape, array.dtype)
+
+
+def write_back(array, rows, axis):
+    """Copy a buffer of `writable_rows` that is no view to where the caller wants it."""
+    if array is not None and rows.size and not np.may_share_memory(rows, array):
+        array[...] = rows.reshape(array.shape)
+
+
+# ------------------------------------------------------------------------------------------------- softmax: functions
+
+
+def softmax_cross_entropy(
+    logits,
+    targets,
+    *,
+    sample_weight=None,
+    class_weight=None,
+    label_smoothing=0.0,
+    smoothing="uniform",
+    ignore_index=-100,
+    z_loss=0.0,
+    temperature=1.0,
+    logit_bias=None,
+    axis=-1,
+    reduction="mean",
+    base=None,
+    empty="zero",
+    num_threads=None,
+    backend=None,
+    check=True,
+):
+    """Softmax cross-entropy of logits against labels or probabilities.
+
+    For a label y: L = logsumexp(z) - z_y, computed as log1p(sum of exp(z_k - m) without one maximum m) + (m - z_y),
+    which keeps every digit of a confident row. The module's docstring gives the formula with all options.
+
+    Parameters
+    ----------
+    logits : array-like, shape (n_samples, n_classes), or any shape with the classes on `axis`
+        float32, float64, float16 or bfloat16; integers become float64. Unbounded; -inf and one +inf have their limits.
+    targets : array-like of integers, shape of logits without `axis`; or of reals, shape of logits
+        Labels in [0, n_classes), of any integer dtype or bool; or non-negative class weights of every row, used as
+        given (they need not sum to 1).
+    sample_weight : array-like, broadcastable to the shape of the rows, optional
+        Weight v of each row. Any sign; rows of weight 0 are as if deleted.
+    class_weight : array-like, shape (n_classes,), optional
+        Non-negative weight w of each class.
+    label_smoothing : float in [0, 1], default=0.0
+        Share a of the target that is spread over the classes (Szegedy et al., 2016).
+    smoothing : {"uniform", "exclude_target"}, default="uniform"
+        Spread over all classes, t' = (1 - a) t + a / K, or over the others, (1 - a) t + a / (K - 1) (1 - t).
+    ignore_index : int or None, default=-100
+        Label whose rows count nothing: loss 0, gradient 0. Soft targets know no such label.
+    z_loss : float >= 0, default=0.0
+        Coefficient of logsumexp(u)^2 (Chowdhery et al., 2022).
+    temperature : float > 0, default=1.0
+        u = logits / temperature + logit_bias.
+    logit_bias : array-like, shape (n_classes,), optional
+        Added to the logits, as in logit adjustment (Menon et al., 2021).
+    axis : int, default=-1
+        The axis of the classes. axis=1 of (N, C, H, W) costs no transposed copy.
+    reduction : {"mean", "sum", "none", "mean_rows", "mean_all"}, default="mean"
+        See the module's docstring.
+    base : float, optional
+        Base of the logarithm: 2 for bits. None for nats.
+    empty : {"zero", "nan"}, default="zero"
+        The mean of nothing.
+    num_threads : int, optional
+        At most so many threads. None: OMP_NUM_THREADS, CPU affinity and cgroup limits decide. The result has the same
+        bits for any number.
+    backend : {None, "auto", "numpy", "cpu", "cuda"}, default=None
+        Which kernels.
+    check : bool, default=True
+        False skips the checks that read data; a bad label then gives a NaN row.
+
+    Returns
+    -------
+    float, or ndarray of the rows' shape with reduction="none"
+        In nats unless `base` is given.
+
+    Raises
+    ------
+    TypeError
+        Labels that are not integers; arrays that are not numbers.
+    ValueError
+        Shapes that do not fit; a label outside [0, n_classes); negative probabilities; an option outside its range.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> round(fx.softmax_cross_entropy([[40.0, 0.0]], [0]) * 1e18, 12)
+    4.248354255292
+    >>> fx.softmax_cross_entropy([[1.0, 1.0]], [1], base=2)
+    1.0
+    """
+    options = SoftmaxOptions(
+        class_weight,
+        label_smoothing,
+        smoothing,
+        ignore_index,
+        z_loss,
+        temperature,
+        logit_bias,
+        axis,
+        base,
+        empty,
+    )
+    return SoftmaxCall(logits, targets, sample_weight, reduction, options, num_threads, backend, check).run()[
+        0
+    ]
+
+
+def softmax_cross_entropy_with_grad(
+    logits,
+    targets,
+    *,
+    out=None,
+    sample_weight=None,
+    class_weight=None,
+    label_smoothing=0.0,
+    smoothing="uniform",
+    ignore_index=-100,
+    z_loss=0.0,
+    temperature=1.0,
+    logit_bias=None,
+    axis=-1,
+    reduction="mean",
+    base=None,
+    empty="zero",
+    num_threads=None,
+    backend=None,
+    check=True,
+):
+    """Softmax cross-entropy and its gradient with respect to the logits, in one sweep.
+
+    For labels the gradient is p_k - [k = y], divided by the reduction's denominator; at the label it is computed as
+    minus the sum of the other probabilities, never as p_y - 1.
+
+    Parameters
+    ----------
+    logits, targets and all options that follow
+        As for `softmax_cross_entropy`.
+    out : ndarray, shape and dtype of logits, optional
+        Where the gradient goes. May be `logits` itself: then all targets are checked before the first write.
+
+    Returns
+    -------
+    loss : float, or ndarray of the rows' shape with reduction="none"
+    grad : ndarray, shape and dtype of logits
+        `out` if given. With reduction="none", the gradient of the sum.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax_cross_entropy`, and for an `out` of another shape or dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent as fx
+    >>> loss, grad = fx.softmax_cross_entropy_with_grad(np.log([[0.8, 0.2]]), [0])
+    >>> round(loss, 10), grad.round(10).tolist()
+    (0.2231435513, [[-0.2, 0.2]])
+    """
+    options = SoftmaxOptions(
+        class_weight,
+        label_smoothing,
+        smoothing,
+        ignore_index,
+        z_loss,
+        temperature,
+        logit_bias,
+        axis,
+        base,
+        empty,
+    )
+    call = SoftmaxCall(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
+    return call.run(grad=True, out=out)[:2]
+
+
+def softmax_cross_entropy_forward(
+    logits,
+    targets,
+    *,
+    sample_weight=None,
+    class_weight=None,
+    label_smoothing=0.0,
+    smoothing="uniform",
+    ignore_index=-100,
+    z_loss=0.0,
+    temperature=1.0,
+    logit_bias=None,
+    axis=-1,
+    reduction="mean",
+    base=None,
+    empty="zero",
+    num_threads=None,
+    backend=None,
+    check=True,
+):
+    """Loss and log-sum-exp of every row: what a framework keeps for its backward pass.
+
+    Parameters
+    ----------
+    logits, targets and all options that follow
+        As for `softmax_cross_entropy`.
+
+    Returns
+    -------
+    loss : float, or ndarray of the rows' shape with reduction="none"
+    lse : ndarray of the rows' shape, in the compute dtype
+        logsumexp(u), in nats.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax_cross_entropy`.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> loss, lse = fx.softmax_cross_entropy_forward([[0.0, 0.0]], [1], reduction="sum")
+    >>> round(loss, 9), lse.round(9).tolist()
+    (0.693147181, [0.693147181])
+    """
+    options = SoftmaxOptions(
+        class_weight,
+        label_smoothing,
+        smoothing,
+        ignore_index,
+        z_loss,
+        temperature,
+        logit_bias,
+        axis,
+        base,
+        empty,
+    )
+    call = SoftmaxCall(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
+    loss, _, _, lse = call.run(lse=True)
+    return loss, lse
+
+
+def softmax_cross_entropy_backward(
+    grad_loss,
+    logits,
+    targets,
+    lse=None,
+    *,
+    out=None,
+    sample_weight=None,
+    class_weight=None,
+    label_smoothing=0.0,
+    smoothing="uniform",
+    ignore_index=-100,
+    z_loss=0.0,
+    temperature=1.0,
+    logit_bias=None,
+    axis=-1,
+    reduction="mean",
+    base=None,
+    empty="zero",
+    num_threads=None,
+    backend=None,
+    check=True,
+):
+    """Gradient with respect to the logits for an upstream gradient.
+
+    Parameters
+    ----------
+    grad_loss : float, or array-like of the rows' shape with reduction="none"
+        Gradient with respect to what `softmax_cross_entropy_forward` returned.
+    lse : array-like of the rows' shape, optional
+        What forward returned. A hint: the CPU kernels read the row anyway and sum it again, because a rounded
+        log-sum-exp costs thousands of ulp at large offsets.
+    logits, targets, out and all options that follow
+        As for `softmax_cross_entropy_with_grad`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of logits
+        `out` if given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax_cross_entropy_with_grad`.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> fx.softmax_cross_entropy_backward(2.0, [[0.0, 0.0]], [1]).tolist()
+    [[1.0, -1.0]]
+    """
+    options = SoftmaxOptions(
+        class_weight,
+        label_smoothing,
+        smoothing,
+        ignore_index,
+        z_loss,
+        temperature,
+        logit_bias,
+        axis,
+        base,
+        empty,
+    )
+    call = SoftmaxCall(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
+    if lse is not None:
+        shape = np.shape(lse)
+        if shape != call.problem.row_shape:
+            raise ValueError(f"lse: expected shape {call.problem.row_shape}, got {shape}")
+    return call.backward(grad_loss, out)
+
+
+# --------------------------------------------------------------------------------------------------- softmax: objects
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class SoftmaxLoss(Loss):
+    """Base of the losses L = sum_k q_k f(softmax(u)_k): the options that all of them share, checked once.
+
+    A member derives from it and says in `_member` which f it is.
+    """
+
+    class_weight: tuple | None = None
+    label_smoothing: float = 0.0
+    smoothing: str = "uniform"
+    ignore_index: int | None = -100
+    z_loss: float = 0.0
+    temperature: float = 1.0
+    logit_bias: tuple | None = None
+    axis: int = -1
+    base: float | None = None
+    empty: str = "zero"
+
+    def __post_init__(self):
+        for name in ("class_weight", "logit_bias"):
+            values = as_tuple(getattr(self, name), name)
+            if values is not None:
+                _checks.per_class(values, name, len(values), np.dtype(np.float64))
+            object.__setattr__(self, name, values)
+        check_softmax_options(self)
+        _checks.per_base(self.base)
+        _checks.whole(self.axis, "axis")
+
+    def _member(self):
+        """The kernels' name and numbers of f."""
+        return CROSS_ENTROPY
+
+    def _alpha(self):
+        """Factor of the loss, one or one per class, that stays out of the mean's denominator."""
+        return None
+
+    def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
+        rest = (num_threads, backend, check, self._member(), self._alpha())
+        return SoftmaxCall(z, y, sample_weight, reduction, self, *rest)
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class SoftmaxCrossEntropy(SoftmaxLoss, names=("cross_entropy", "softmax")):
+    """Softmax cross-entropy as an object: the options of `softmax_cross_entropy`, checked once.
+
+    Parameters
+    ----------
+    class_weight, label_smoothing, smoothing, ignore_index, z_loss, temperature, logit_bias, axis, base, empty
+        As for `softmax_cross_entropy`. Arrays are kept as tuples, so that the object compares, hashes and pickles.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option of the wrong type or outside its range.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> loss = fx.SoftmaxCrossEntropy(label_smoothing=0.1)
+    >>> value, grad = loss.loss_grad([[2.0, 0.0]], [0])
+    >>> round(value, 10), grad.round(10).tolist()
+    (0.226928011, [[-0.069202922, 0.069202922]])
+    >>> loss.solve([[2.0, 0.0]], [0], [[1.0, -1.0]], 0.5).round(10).tolist()
+    [[1.4084761544, -1.4084761544]]
+    """

@@ -1,0 +1,207 @@
+"""Mistakes that users make: what the message says to do, and that nobody else is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastxent as fx
+from fastxent import _checks
+
+
+@pytest.fixture(autouse=True)
+def untold(monkeypatch):
+    """As in a process that has not warned yet; and no test here uses up the warning of another."""
+    monkeypatch.setattr(_checks, "_told", [])
+
+
+def softmax(z, axis=-1):
+    e = np.exp(z - z.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def probabilities(shape, dtype="float64", axis=-1, seed=0):
+    z = np.random.default_rng(seed).normal(0, 2, shape)
+    return softmax(z, axis).astype(dtype)
+
+
+def warned(z, y, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fx.softmax_cross_entropy(z, y, **options)
+    return len(caught)
+
+
+# Probabilities passed as logits ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "door", ["softmax_cross_entropy", "softmax_cross_entropy_with_grad", "softmax_cross_entropy_forward"]
+)
+@pytest.mark.parametrize("soft", [False, True])
+def test_probabilities_are_told_once(door, soft, backend):
+    p = probabilities((5, 4))
+    y = probabilities((5, 4), seed=1) if soft else np.zeros(5, int)
+    with pytest.warns(UserWarning, match=r"look like probabilities.*np\.log\(probabilities\)"):
+        getattr(fx, door)(p, y, backend=backend)
+    assert warned(p, y) == 0
+
+
+def test_loss_objects_tell_too():
+    with pytest.warns(UserWarning, match="look like probabilities"):
+        fx.SoftmaxCrossEntropy().grad_hess(probabilities((5, 4)), np.zeros(5, int))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ml_dtypes.bfloat16])
+@pytest.mark.parametrize("k", [2, 3, 10, 1000])
+def test_any_dtype_and_width(dtype, k):
+    assert warned(probabilities((9, k)).astype(dtype), np.zeros(9, int)) == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_any_axis_and_layout(axis):
+    p = probabilities((3, 4, 5), axis=axis)
+    y = np.zeros(np.delete(p.shape, axis), int)
+    for layout in (p, np.asfortranarray(p), p[::-1]):
+        _checks._told.clear()
+        assert warned(layout, y, axis=axis) == 1
+
+
+def test_a_leading_zero_hides_nothing():
+    p = np.array([[0.0, 0.0, 0.0, 0.0, 0.25, 0.75], [0.5, 0.5, 0.0, 0.0, 0.0, 0.0]])
+    assert warned(p, [4, 0]) == 1
+
+
+@pytest.mark.parametrize(
+    "z",
+    [
+        np.array([[0.3, 0.7]]),  # one row may sum to 1 by chance
+        np.array([[0.0, 1.0], [1.0, 0.0]]),
+        np.eye(10),
+        np.full((4, 2), 0.5),
+        np.zeros((4, 3)),
+        np.ones((4, 1)),
+        np.array([[0.3, 0.7], [0.3, 0.8]]),
+        np.array([[0.3, 0.7], [-0.5, 1.5]]),
+        np.array([[0.3, 0.7], [np.nan, 0.5]]),
+        np.array([[0.3, 0.7], [np.inf, 0.5]]),
+        np.array([[0.3, 0.7], [-np.inf, 1.0]]),
+        np.random.default_rng(0).random((100, 10)),
+        np.empty((0, 3)),
+        np.log(probabilities((5, 4))),
+    ],
+    ids=lambda z: f"{z.shape}-{z.ravel()[:2]}",
+)
+def test_logits_are_not_told(z):
+    assert warned(z, np.zeros(len(z), int)) == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 6))
+def test_ordinary_logits_are_not_told(seed, n, k):
+    assert warned(np.random.default_rng(seed).normal(size=(n, k)), np.zeros(n, int)) == 0
+
+
+def test_only_eight_rows_are_read():
+    p = probabilities((9, 4))
+    p[8] = 7.0
+    assert warned(p, np.zeros(9, int)) == 1
+    p = probabilities((9, 4))
+    p[7] = 7.0
+    _checks._told.clear()
+    assert warned(p, np.zeros(9, int)) == 0
+
+
+def test_check_false_is_silent():
+    assert warned(probabilities((5, 4)), np.zeros(5, int), check=False) == 0
+
+
+def test_once_in_a_process():
+    code = """
+import numpy as np, warnings
+warnings.simplefilter("always")
+import fastxent as fx
+for _ in range(3):
+    fx.softmax_cross_entropy([[0.25, 0.75], [0.5, 0.5]], [0, 1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr.count("UserWarning") == 1
+
+
+# Targets --------------------------------------------------------------------------------------------------
+
+Z = np.random.default_rng(3).normal(size=(6, 3))
+SOFT = probabilities((6, 3))
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "advice"),
+    [
+        (np.array([1, 2, 3, 3, 2, 1]), ValueError, "do the labels start at 1. Subtract 1"),
+        (np.array([0, 1, 5, 0, 1, 2]), ValueError, "largest label, 5, needs at least 6 columns"),
+        (np.array([0.0, 1.0, 2.0, 0.0, 1.0, 2.0]), TypeError, r"whole numbers: pass targets\.astype\(int\)"),
+        (np.array([0.5, 1.0, 2.0, 0.0, 1.0, 2.0]), TypeError, "probabilities have the shape of the logits"),
+        (np.array(["a", "b", "c", "a", "b", "c"]), TypeError, r"np\.unique\(targets, return_inverse=True\)"),
+        (
+            np.array([["0"], ["b"], ["c"], ["a"], ["b"], ["c"]])[:, 0].tolist(),
+            TypeError,
+            "number the classes",
+        ),
+        (np.zeros((6, 1), int), ValueError, r"drop the axis of length 1: targets\.reshape\(\(6,\)\)"),
+        (SOFT.T, ValueError, r"transposed: pass targets\.T"),
+        (SOFT[:, :2], ValueError, "one column for each of the 3 classes, these have 2"),
+        (-SOFT, ValueError, "expected probabilities >= 0"),
+    ],
+)
+def test_softmax_targets(targets, error, advice, backend):
+    with pytest.raises(error, match=advice):
+        fx.softmax_cross_entropy(Z, targets, backend=backend)
+
+
+def test_labels_of_two_classes_as_signs():
+    with pytest.raises(ValueError, match=r"labels -1 and 1 pass \(targets \+ 1\) // 2"):
+        fx.softmax_cross_entropy(Z[:, :2], [-1, 1, 1, -1, 1, 1])
+
+
+def test_axes_in_another_order():
+    with pytest.raises(ValueError, match="move the classes to the same place"):
+        fx.softmax_cross_entropy(np.zeros((2, 3, 4)), np.zeros((2, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "advice"),
+    [
+        (Z, [0, 1, 2, 0, 1, 2], "for one class of 3 per row use softmax_cross_entropy"),
+        (Z, SOFT.T, r"pass targets\.T"),
+        (Z[:, :1], np.zeros(6), "softmax_cross_entropy"),
+        (Z[:, 0], np.zeros((6, 1)), r"reshape them: targets\.reshape\(\(6,\)\)"),
+        (Z[:, 0], [-1, 1, 1, -1, 1, 1], r"labels -1 and 1 pass \(targets \+ 1\) / 2"),
+        (Z[:, 0], [1, 2, 1, 1, 2, 1], "start at 1. Subtract 1"),
+        (Z[:, 0], [0, 1, 2, 1, 2, 1], "look like class labels: use softmax_cross_entropy"),
+    ],
+)
+def test_sigmoid_targets(logits, targets, advice, backend):
+    with pytest.raises(ValueError, match=advice):
+        fx.sigmoid_cross_entropy(logits, targets, backend=backend)
+
+
+def test_logits_as_probabilities(backend):
+    with pytest.raises(ValueError, match="for scores before the sigmoid use sigmoid_cross_entropy"):
+        fx.binary_cross_entropy([1.5, 0.2], [1, 0], backend=backend)
+
+
+def test_logits_as_distributions():
+    from fastxent import information
+
+    with pytest.raises(ValueError, match="look like logits: take their softmax first"):
+        information.entropy([[1.0, -2.0, -3.0]])
+    with pytest.raises(ValueError, match=r"p: expected finite non-negative numbers.*-0\.1 at index 3$"):
+        information.entropy([0.5, 0.4, 0.2, -0.1])
