@@ -45,9 +45,16 @@ def logits_of(n, k, dtype):
     return z.astype(dtype, copy=False)
 
 
+def touched(like):
+    """An output whose pages exist. Not zeros_like: that memory comes in small pages, which cost both sides a third."""
+    out = np.empty_like(like)
+    out.fill(0)
+    return out
+
+
 def copies_of(z):
     """Calls that copy `z`, the unit of everything here."""
-    target = np.zeros_like(z)
+    target = touched(z)
     calls = {"numpy copy": lambda: np.copyto(target, z)}
     if torch is not None and z.dtype.name in ("float32", "float64", "float16"):
         to, source = torch.from_numpy(target), torch.from_numpy(z)
@@ -87,7 +94,7 @@ def fused():
             if dtype == "float64" and (n, k) not in ((1024, 32768), (40000, 1003), (1500000, 26)):
                 continue
             z, y = logits_of(n, k, dtype), rng.integers(0, k, n)
-            out, own = np.zeros_like(z), z.copy()
+            out, own = touched(z), z.copy()
             calls = copies_of(z) | {
                 "fused": lambda z=z, y=y, out=out: fx.softmax_cross_entropy_with_grad(z, y, out=out),
                 "in place": lambda own=own, y=y: fx.softmax_cross_entropy_with_grad(own, y, out=own),
@@ -114,7 +121,7 @@ def binary():
     header("Binary cross-entropy, loss and gradient", "logits", "copy, ms", "copies", "× PyTorch")
     n = 1 << 26
     z, y = logits_of(n, 1, "float32")[:, 0], (rng.random(n) < 0.5).astype(np.float32)
-    out = np.zeros_like(z)
+    out = touched(z)
     calls = copies_of(z) | {"fused": lambda: fx.sigmoid_cross_entropy_with_grad(z, y, out=out)}
     if torch is not None:
         zt, yt = torch.from_numpy(z).requires_grad_(), torch.from_numpy(y)
@@ -131,7 +138,7 @@ def options():
     header("Options, relative to the plain kernel", "logits", "option", "× plain", "extra reads, × plain")
     for n, k in ((40000, 1003), (1500000, 26)):
         z, y = logits_of(n, k, "float32"), rng.integers(0, k, n)
-        out, soft = np.zeros_like(z), rng.random((n, k), dtype=np.float32)
+        out, soft = touched(z), rng.random((n, k), dtype=np.float32)
         soft /= soft.sum(axis=1, keepdims=True)
         weight, classes = rng.random(n, dtype=np.float32), rng.random(k)
 
@@ -166,7 +173,7 @@ def halves():
         kinds = {"float32": z, "float16": z.astype(np.float16), "bfloat16": z.astype(ml_dtypes.bfloat16)}
         calls = {}
         for name, a in kinds.items():
-            out = np.zeros_like(a)
+            out = touched(a)
             calls[name] = lambda a=a, out=out: fx.softmax_cross_entropy_with_grad(a, y, out=out)
         t = medians(calls)
         row(f"{n} × {k}", *(f"{t[name] / t['float32']:.2f}" for name in ("float16", "bfloat16")))
@@ -179,7 +186,7 @@ def axes():
         z = logits_of(n * h * w, c, "float32")
         y = rng.integers(0, c, n * h * w)
         images, labels = z.reshape(n, c, h, w), y.reshape(n, h, w)
-        out, image_out = np.zeros_like(z), np.zeros_like(images)
+        out, image_out = touched(z), touched(images)
         t = medians(
             {
                 "last": lambda: fx.softmax_cross_entropy_with_grad(z, y, out=out),
@@ -197,7 +204,7 @@ def interleaved():
     for n, d, k in ((256, 256, 1000), (20000, 100, 10)):
         X, W = logits_of(n, d, "float32"), logits_of(d, k, "float32") * np.float32(0.05)
         y, Z = rng.integers(0, k, n), np.zeros((n, k), np.float32)
-        G, D = np.zeros_like(Z), np.zeros_like(W)
+        G, D = touched(Z), touched(W)
         parts = (
             lambda: np.matmul(X, W, out=Z),
             lambda: fx.softmax_cross_entropy_with_grad(Z, y, out=G),
@@ -230,7 +237,7 @@ def linear():
     for n, d, k in ((8192, 256, 10000), (8192, 256, 1000), (4096, 512, 32768)):
         X, W = logits_of(n, d, "float32"), logits_of(d, k, "float32") * np.float32(0.05)
         y, G = rng.integers(0, k, n), logits_of(n, k, "float32")
-        Z, dW, dX = np.zeros((n, k), np.float32), np.zeros_like(W), np.zeros_like(X)
+        Z, dW, dX = np.zeros((n, k), np.float32), touched(W), touched(X)
 
         def products(X=X, W=W, G=G, Z=Z, dW=dW, dX=dX):
             np.matmul(X, W, out=Z)

@@ -33,6 +33,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         Matrix lse
         Matrix grad
         Matrix hess
+        int stream
         Matrix x
     struct BlockOut:
         double loss

@@ -34,7 +34,7 @@ def softmax_rows(
     family: str = "cross_entropy",
     a: float = 0.0,
     b: float = 0.0,
-) -> tuple[float, int]: ...
+) -> tuple[float, int, int]: ...
 def softmax_hvp(
     logits: NDArray[Any],
     targets: NDArray[Any],

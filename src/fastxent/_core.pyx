@@ -42,6 +42,8 @@ cnp.import_array()
 cdef Py_ssize_t ALONE = 1 << 20
 # Numbers per block: small enough to balance, large enough to pay for the counter.
 cdef Py_ssize_t BLOCK = 1 << 16
+# Bytes of a gradient from which it is written past the cache.
+cdef Py_ssize_t STREAM = 1 << 25
 # Blocks whose sums are kept at a time: memory stays bounded for any number of rows.
 cdef Py_ssize_t MOST_BLOCKS = 1 << 13
 
@@ -276,8 +278,9 @@ def softmax_rows(
     matrix(&call.grad, grad_out)
     matrix(&call.hess, hess_out)
     r.run = table.softmax[call.storage == 1]
+    call.stream = call.grad.data != NULL and call.grad.data != call.logits.data and cnp.PyArray_NBYTES(grad_out) >= STREAM
     run_rows(&r, num_threads, &total)
-    return total.loss, total.bad
+    return total.loss, total.bad, total.counted
 
 
 def softmax_hvp(

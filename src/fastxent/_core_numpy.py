@@ -64,8 +64,8 @@ def softmax_rows(
 
     Returns
     -------
-    (float, int)
-        The sum of the weighted losses, and the first row (outer * inner order) with a bad target, or -1.
+    (float, int, int)
+        The sum of the weighted losses; the first row (outer * inner order) with a bad target, or -1; rows not ignored.
     """
     n_classes = logits.shape[1]
     rows = _softmax(logits, logit_bias, temperature)
@@ -112,7 +112,7 @@ def softmax_rows(
             others = bend.sum(axis=1, keepdims=True) - bend
             hess -= others * rows.p * rows.p + _product(q, member.P) * rows.one_minus_p
         _store(hess_out, hess, weight * (scale / temperature**2), dead)
-    return float(loss.sum(dtype=np.float64)), bad
+    return float(loss.sum(dtype=np.float64)), bad, _counted(targets, n_classes, ignore_index)
 
 
 @_quiet
@@ -178,14 +178,12 @@ def target_totals(targets, sample_weight, class_weight, n_classes, ignore_index,
         sum_i v_i sum_k w_k t_ik over un-smoothed targets; rows that are not ignored; first bad row or -1.
     """
     dtype = np.dtype(np.float64)
-    label, target, weight, bad = _targets(
+    _, target, weight, bad = _targets(
         targets, n_classes, dtype, sample_weight, class_weight, 0.0, False, ignore_index
     )
-    ignored = 0 if label is None or ignore_index is None else int(np.count_nonzero(targets == ignore_index))
-    counted = len(target) - ignored
     live = weight != 0
     total = target.sum(axis=1)[live] * np.where(np.isnan(weight), 1, weight)[live]
-    return float(total.sum()), counted, bad
+    return float(total.sum()), _counted(targets, n_classes, ignore_index), bad
 
 
 @_quiet
@@ -600,6 +598,13 @@ def _targets(
     if class_weight is not None:
         t = t * class_weight.astype(dtype, copy=False)
     return label, t.astype(dtype, copy=False), weight, _first(wrong)
+
+
+def _counted(targets, n_classes, ignore_index):
+    """Rows that are not ignored."""
+    if targets.ndim == 3:
+        return targets.size // n_classes
+    return targets.size - (0 if ignore_index is None else int(np.count_nonzero(targets == ignore_index)))
 
 
 def _rows(a):

@@ -15,7 +15,7 @@
 #define FX_INLINE_MEMBER inline __attribute__((always_inline))
 #define FX_INLINE static FX_INLINE_MEMBER
 
-#if FX_BYTES == 64
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -158,6 +158,35 @@ template <class T> struct Wide {
   }
   double total() const { double s = 0; for (const D& d : parts) for (unsigned c = 0; c < FX_BYTES / 8; c++) s += d[c]; return s; }
 };
+
+// Bytes to memory past the cache: a line that is written whole need not be read first, a third of the traffic of an output
+// that does not fit the cache.  `from` is aligned like a vector.  Ends with finish_stream().
+static inline void stream(const char* from, char* to, ptrdiff_t n) {
+#if defined(__x86_64__)
+  const ptrdiff_t head = -(ptrdiff_t)(size_t)to & 63;
+  if (n > 128) {
+    __builtin_memcpy(to, from, head);
+    ptrdiff_t at = head;
+    for (; at + 64 <= n; at += 64) {
+#if FX_BYTES == 64
+      _mm512_stream_ps((float*)(to + at), _mm512_loadu_ps((const float*)(from + at)));
+#elif FX_BYTES == 32
+      for (int k = 0; k < 64; k += 32) _mm256_stream_ps((float*)(to + at + k), _mm256_loadu_ps((const float*)(from + at + k)));
+#else
+      for (int k = 0; k < 64; k += 16) _mm_stream_ps((float*)(to + at + k), _mm_loadu_ps((const float*)(from + at + k)));
+#endif
+    }
+    __builtin_memcpy(to + at, from + at, n - at);
+    return;
+  }
+#endif
+  __builtin_memcpy(to, from, n);
+}
+static inline void finish_stream() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
 
 // float16 and bfloat16 bits <-> float, rounding to nearest even; NaN stays NaN
 struct half_t { uint16_t b; };

@@ -63,10 +63,10 @@ template <class T> static void store_lanes(int storage, const Matrix& m, ptrdiff
 // without this 262144 x 127 takes twice as long.
 template <bool WRITE> FX_INLINE void ask_for(const Matrix& m, ptrdiff_t inner, ptrdiff_t row_bytes, ptrdiff_t i, ptrdiff_t n, ptrdiff_t end) {
   if (inner != 1 || m.outer != row_bytes) return;
-  i += n * row_bytes < 4096 ? 4096 / row_bytes / n * n : n;
+  i += n * row_bytes < 8192 ? 8192 / row_bytes / n * n : n;
   if (i + n > end) return;
   const char* const p = m.data + i * row_bytes;
-  for (ptrdiff_t at = 0; at < n * row_bytes; at += 64) __builtin_prefetch(p + at, WRITE, 2);
+  for (ptrdiff_t at = 0; at < n * row_bytes; at += 64) __builtin_prefetch(p + at, WRITE, 3);
 }
 
 template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
@@ -78,13 +78,13 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
   const bool affine = bias || a->temperature != 1, soft = GENERAL && a->soft.data;
   T* const t = (T*)scratch; T* const ts = t + K * B; T* const hs = ts + (soft ? K * B : 0);
   alignas(64) T weight[MOST], wy[MOST], L[MOST], LSE[MOST]; alignas(64) I yi[MOST]; int64_t y[MOST];
-  double total = 0;
+  double total = 0; const bool streamed = a->stream && a->grad.outer == K * item;
   for (ptrdiff_t i0 = begin; i0 < end; i0 += B) {
     const ptrdiff_t nb = end - i0 < B ? end - i0 : B;
     take_rows<T>(a, i0, nb, y, weight, out);
     for (ptrdiff_t r = nb; r < B; r++) { y[r] = 0; weight[r] = 0; }
     ask_for<false>(a->logits, a->inner, K * item, i0, B, end);
-    if (a->grad.data) ask_for<true>(a->grad, a->inner, K * item, i0, B, end);
+    if (a->grad.data && !streamed) ask_for<true>(a->grad, a->inner, K * item, i0, B, end);
     load_lanes<T>(a->storage, a->logits, a->inner, K, i0, nb, B, t);
     if (soft) load_lanes<T>(sizeof(T) == 8 ? fx::DOUBLE : fx::FLOAT, a->soft, a->inner, K, i0, nb, B, ts);
     for (ptrdiff_t r = 0; r < B; r++) { yi[r] = soft ? (I)-1 : (I)y[r]; wy[r] = w && !soft ? w[y[r]] : T(1); }
@@ -204,7 +204,13 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
         if (weight[r] != 0 && !(u > -inf && u < inf))
           L[r] = limit_row<T>(a, target, i0 + r, soft ? -1 : y[r], weight[r], a->grad.data ? t + r : 0, a->hess.data ? hs + r : 0, B, LSE + r);
       }
-    if (a->grad.data) store_lanes<T>(a->storage, a->grad, a->inner, K, i0, nb, B, t);
+    if (a->grad.data) {
+      if (streamed && tiled<T>(a->storage, a->grad, a->inner, K, nb, B)) {
+        T* const flat = hs + (a->hess.data ? K * B : 0);
+        lanes_to_rows<T, fx::LANES>(t, flat, K, K);
+        stream((const char*)flat, a->grad.data + i0 * a->grad.outer, nb * K * item);
+      } else store_lanes<T>(a->storage, a->grad, a->inner, K, i0, nb, B, t);
+    }
     if (a->hess.data) store_lanes<T>(a->storage, a->hess, a->inner, K, i0, nb, B, hs);
     Wide<T> sum;                                                        // lanes beyond nb weigh 0
     for (ptrdiff_t r = 0; r < B; r += N) sum.add(*(const V*)(L + r));
@@ -212,6 +218,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
     if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
     if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);
   }
+  if (streamed) finish_stream();
   out->loss += total;
 }
 

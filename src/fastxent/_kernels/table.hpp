@@ -39,6 +39,7 @@ struct SoftmaxRows {
   int has_ignore; int64_t ignore;
   double z_loss, temperature, scale;
   Matrix loss, lse, grad, hess;     // outputs; loss and lse in the dtype of the arithmetic
+  int stream;                       // the gradient is larger than the cache and lies apart from the logits
   Matrix x;                         // Hessian-vector product only: grad = H x
 };
 
@@ -80,6 +81,6 @@ static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
   return lanes;
 }
 // Numbers of scratch that a kernel wants per thread.
-static inline ptrdiff_t scratch_of(const SoftmaxRows* a) { return (in_lanes(a) ? 3 * lanes_of(a) * a->classes : 6 * (a->classes + 8)); }
+static inline ptrdiff_t scratch_of(const SoftmaxRows* a) { return (in_lanes(a) ? 4 * lanes_of(a) * a->classes : 6 * (a->classes + 8)); }
 
 }  // namespace fx

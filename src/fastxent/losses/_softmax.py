@@ -62,6 +62,8 @@ class Member(NamedTuple):
 
 
 CROSS_ENTROPY = Member()
+# Up to here looking at all labels first, for the mean's denominator, costs a tenth of the sweep or more.
+MOST_CLASSES_TO_GUESS = 16
 
 
 class SoftmaxCall(Call):
@@ -111,10 +113,22 @@ class SoftmaxCall(Call):
             alpha = np.asarray(alpha, dtype) if np.ndim(alpha) else np.full(n_classes, alpha, dtype)
             _checks.per_class(alpha, "alpha", n_classes, dtype)
             self.factors = alpha if class_weight is None else alpha * class_weight
-        self.denominator = None
+        self.denominator, self.guessed = None, False
 
-    def totals(self, *, first):
-        """Find the denominator; with `first`, also check every target before anything is written."""
+    def may_guess(self):
+        """Whether to save the first look at all labels, at the risk of a second sweep if rows are ignored."""
+        problem, ignore = self.problem, self.scalars[2]
+        if problem.soft or problem.logits.shape[1] > MOST_CLASSES_TO_GUESS or problem.targets.size < 1 << 16:
+            return False
+        outer, inner = problem.targets.shape
+        sample = problem.targets[:: max(outer // 1024, 1), :: max(inner // 1024, 1)]
+        return not (sample == ignore).any()
+
+    def totals(self, *, first, guess=False):
+        """Find the denominator; with `first`, also check every target before anything is written.
+
+        With `guess`, the denominator may be that of no ignored row; the kernel counts rows, so a wrong guess shows.
+        """
         problem, reduction, ignore = self.problem, self.reduction, self.scalars[2]
         n_rows = problem.logits.shape[0] * problem.logits.shape[2]
         plain = reduction == "mean" and not (
@@ -125,6 +139,8 @@ class SoftmaxCall(Call):
             self.denominator = 1.0
         elif reduction == "mean_all" or (known and (plain or reduction == "mean_rows")):
             self.denominator = float(n_rows)
+        elif guess and (plain or reduction == "mean_rows"):
+            self.denominator, self.guessed = float(n_rows), True
         if self.denominator is None or first:
             weights = (self.weight, self.class_weight)
             total, counted, bad = self.core.target_totals(
@@ -161,10 +177,13 @@ class SoftmaxCall(Call):
             lse_array = np.empty(problem.row_shape, dtype)
         if self.reduction == "none":
             per_row = np.empty(problem.row_shape, dtype)
-        self.totals(first=in_place and self.check)
+        derivatives = grad or hess
+        self.totals(
+            first=in_place and self.check, guess=not derivatives or (not in_place and self.may_guess())
+        )
         denominator = self.denominator
         smoothing, exclude, ignore, z_loss, temperature = self.scalars
-        total, bad = self.core.softmax_rows(
+        sweep = lambda denominator: self.core.softmax_rows(  # noqa: E731
             logits,
             targets,
             weight,
@@ -183,7 +202,12 @@ class SoftmaxCall(Call):
             self.threads,
             *self.member,
         )
+        total, bad, counted = sweep(denominator)
         self.refuse(bad)
+        if self.guessed and counted != denominator:
+            self.denominator = denominator = float(counted)
+            if derivatives:
+                sweep(denominator)
         if denominator == 0:
             loss = 0.0 if self.options.empty == "zero" else math.nan
             for array in (grad_array, hess_array):
