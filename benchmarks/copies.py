@@ -2,9 +2,9 @@
 
     python benchmarks/copies.py [--only WORD]
 
-The unit is the better of numpy.copyto and torch's copy_ of the logits.  Whatever stands in one row of the table was
-timed in turns, in the same rounds (medians of 9), since machines are noisy: read the ratios, not the times. Tensors are
-larger than the last-level cache; outputs are touched before.
+The unit is the better of numpy.copyto and torch's copy_ of the logits. What stands in one row of the table was timed in
+turns, in the same rounds (medians of 9), since machines are noisy: read the ratios, not the times.  A pause goes before
+each call.  Tensors are larger than the last-level cache; outputs are touched before.
 """
 # ruff: noqa: B023 (every closure is called within its own turn of the loop)
 
@@ -23,6 +23,7 @@ except ImportError:
     torch = None
 
 ROUNDS = 9
+PAUSE = 0.03  # seconds, in which the threads of the library before stop spinning beside the one that is timed
 rng = np.random.default_rng(0)
 
 
@@ -33,6 +34,7 @@ def medians(calls):
         call()
     for _ in range(ROUNDS):
         for name, call in calls.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
