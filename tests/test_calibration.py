@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from fastxent import TemperatureScaling
+from fastxent import TemperatureScaling, _checks, softmax_cross_entropy
 
 
 def drawn(n=200, k=4, temperature=2.5, seed=0, dtype="float64"):
@@ -257,12 +257,18 @@ def test_estimator_conventions():
     assert (z == before).all()
 
 
-def test_silent_when_all_is_well():
+def test_silent_when_all_is_well(monkeypatch):
     """Probabilities as scores are no mistake here, and our own kernels do not warn of them."""
-    p = special.softmax(drawn()[0], axis=1)
+    told = []
+    monkeypatch.setattr(_checks, "_told", told)  # as in a process that has not warned yet
+    p, y = special.softmax(drawn()[0], axis=1), drawn()[1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        TemperatureScaling().fit(p, drawn()[1])
+        scaling = TemperatureScaling().fit(p, y)
+    assert scaling.temperature_ > 0
+    assert not told
+    with pytest.warns(UserWarning, match="probabilities"):  # a plain call on the same array does warn
+        softmax_cross_entropy(p, y)
 
 
 @pytest.mark.parametrize(
