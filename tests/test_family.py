@@ -370,7 +370,8 @@ def test_upper_dominates_the_hessian(backend, row, options, soft):
     f = dataclasses.replace(row[0], **options)
     H = truth_of(row, options, z, y, sample_weight=v).hess
     grad, upper = f.grad_hess(z, y, v, hessian="upper", backend=backend)
-    assert_array_equal(grad, f.loss_grad(z, y, v, backend=backend)[1])
+    # not the same bits: without curvature another kernel may do the rows
+    assert_allclose(grad, f.loss_grad(z, y, v, backend=backend)[1], rtol=1e-14, atol=1e-16)
     assert (upper >= 0).all()
     for D, each_H in zip(upper, H, strict=True):
         assert np.linalg.eigvalsh(np.diag(D) - each_H)[0] >= -1e-13

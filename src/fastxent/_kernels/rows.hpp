@@ -2,6 +2,16 @@
 namespace FX_NS { namespace {
 using fx::Matrix; using fx::SoftmaxRows; using fx::BlockOut;
 
+enum { CHUNK = 2048, GROUP = 64 };       // classes between two additions to the double sums; rows whose labels are taken at once
+enum Mode { LABEL, SMOOTH, SMOOTH_WEIGHTED, SOFT, SOFT_WEIGHTED };   // targets: labels; smoothed, with class weights; distributions
+
+template <class T> FX_INLINE bool any_of(const typename Vec<T>::IV mask) {
+  uint64_t any = 0, words[FX_BYTES / 8];
+  __builtin_memcpy(words, &mask, sizeof words);
+  for (const uint64_t word : words) any |= word;
+  return any != 0;
+}
+
 // A run of rows that lie evenly: rows [i, i + count) start at `at`, `stride` bytes apart.
 struct Run { char* at; ptrdiff_t count, stride; };
 FX_INLINE Run run_at(const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n) {
@@ -47,7 +57,7 @@ static void load_labels(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t*
 }
 // Labels checked and weights of rows [i, i + n).  A label that is no class becomes 0, so that nothing is read or written out
 // of bounds, and its row's weight NaN; the weight of an ignored row is 0.
-template <class T> static inline void take_rows(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t* y, T* weight, BlockOut* out) {
+template <class T> static __attribute__((noinline)) void take_rows(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t* y, T* weight, BlockOut* out) {
   if (a->weight.data) load_rows(a->weight, a->inner, i, n, weight);
   else for (ptrdiff_t r = 0; r < n; r++) weight[r] = 1;
   if (!a->labels.data) { for (ptrdiff_t r = 0; r < n; r++) y[r] = 0; out->counted += n; return; }
@@ -81,6 +91,44 @@ template <class T> struct Target {
     grad_scale = T(a->scale * inverse); hess_scale = T(a->scale * inverse * inverse);
   }
 };
+
+// Loss and coefficients of N rows, lanes are rows.  m maximum, zy and ey the label's logit and e, top e at the maximum, others the sum
+// of e without one maximum, wv the label's class weight, lv the row's weight.  LABELS: targets are labels without smoothing; else Q is
+// the sum of the target's shares q and near = sum q (m - u).  The gradient is e * by - q * lv * grad_scale, for a label gy.
+template <class T> struct Closed { typename Vec<T>::V loss, lse, by, gy, sum, no_y, coefficient, bend; };
+template <class T> static __attribute__((noinline)) void family_rows(
+    const SoftmaxRows* a, typename Vec<T>::V ey, typename Vec<T>::V far, typename Vec<T>::V wv, Closed<T>* o) {
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  double p[N], q[N], l[N], f[N], G[N], P[N];
+  const V pv = ey / o->sum, qv = o->no_y / o->sum;
+  for (int i = 0; i < N; i++) { p[i] = pv[i]; q[i] = qv[i]; l[i] = far[i]; }
+  family_of(a, N, p, q, l, f, G, P);
+  for (int i = 0; i < N; i++) { o->loss[i] = T(f[i]); o->coefficient[i] = T(G[i]); o->bend[i] = T(P[i]); }
+  o->loss *= wv; o->coefficient *= wv; o->bend *= wv;
+}
+template <class T, bool LABELS> FX_INLINE Closed<T> close_rows(
+    const SoftmaxRows* a, const Target<T>& target, const typename Vec<T>::V m, const typename Vec<T>::V zy, const typename Vec<T>::V ey,
+    const typename Vec<T>::V top, const typename Vec<T>::V others, const typename Vec<T>::V wv, const typename Vec<T>::V lv,
+    const typename Vec<T>::V Q, const typename Vec<T>::V near) {
+  typedef typename Vec<T>::V V; const T zeta = target.zeta; Closed<T> o;
+  o.sum = others + top; o.no_y = zy == m ? others : o.sum - ey; o.bend = V{};
+  const V lg = log1p_of<T>(others / top), per = (lv * target.grad_scale) / o.sum;
+  o.lse = m + lg;
+  if (LABELS) {
+    const V gap = m - zy, far = lg + (wv != T(0) ? gap : V{});
+    o.loss = wv * far; o.coefficient = wv;
+    if (a->family != fx::CROSS_ENTROPY) family_rows<T>(a, ey, far, wv, &o);
+  } else { o.loss = Q * lg + near; o.coefficient = Q; }
+  const V low = o.coefficient * o.no_y;
+  o.gy = low * -per;
+  if (zeta != 0) {
+    o.loss += zeta * o.lse * o.lse; o.coefficient += 2 * zeta * o.lse;
+    o.gy = (2 * zeta * o.lse * ey - low) * per;
+  }
+  o.loss = lv == T(0) ? V{} : o.loss * lv;
+  o.by = o.coefficient * per;
+  return o;
+}
 
 // The rows of the limits, whose maximum is not finite: one +inf takes all the probability, any other such row is NaN.
 // Fills g[k * step], h[k * step] where not null; returns the loss (weight included).

@@ -66,8 +66,9 @@ struct Table {
   elements_fn sigmoid[2], binary[2], weights[2];
 };
 
-// Rows of few classes, or classes that are not contiguous, go through blocks of transposed rows: lanes are rows.
-enum { FEW = 128, LANES = 32, MOST_LANES = 256 };
+// Classes that are not contiguous, and few ones where no quicker kernel fits, go through blocks of transposed rows: lanes are rows.
+// Rows of up to MOST_BATCHED contiguous classes are taken as many at once as a vector has lanes.
+enum { FEW = 128, LANES = 32, MOST_LANES = 256, MOST_BATCHED = 512 };
 
 static inline bool in_lanes(const SoftmaxRows* a) {
   const ptrdiff_t item = a->storage == DOUBLE ? 8 : a->storage == FLOAT ? 4 : 2, wide = a->storage == DOUBLE ? 8 : 4;
@@ -81,6 +82,8 @@ static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
   return lanes;
 }
 // Numbers of scratch that a kernel wants per thread.
-static inline ptrdiff_t scratch_of(const SoftmaxRows* a) { return (in_lanes(a) ? 4 * lanes_of(a) * a->classes : 6 * (a->classes + 8)); }
+static inline ptrdiff_t scratch_of(const SoftmaxRows* a) {
+  return in_lanes(a) ? 4 * lanes_of(a) * a->classes : a->classes <= MOST_BATCHED ? LANES * a->classes : 6 * (a->classes + 8);
+}
 
 }  // namespace fx

@@ -11,14 +11,40 @@ template <int N, int S, class V, int... k> FX_INLINE void exchange(V& a, V& b, S
   const V hi = __builtin_shufflevector(a, b, ((k & S) == 0 ? k + S : N + k)...);
   a = lo; b = hi;
 }
-template <int N, int S, class V> struct Stage {
+// The first M vectors of N numbers; with M = N / 2, each half of a vector is a row of its own.
+template <int N, int S, class V, int M = N> struct Stage {
   static FX_INLINE_MEMBER void run(V* x) {
 #pragma GCC unroll 16
-    for (int i = 0; i < N; i++) if ((i & S) == 0) exchange<N, S>(x[i], x[i + S], typename Make<N>::type());
-    Stage<N, S / 2, V>::run(x);
+    for (int i = 0; i < M; i++) if ((i & S) == 0) exchange<N, S>(x[i], x[i + S], typename Make<N>::type());
+    Stage<N, S / 2, V, M>::run(x);
   }
 };
-template <int N, class V> struct Stage<N, 0, V> { static FX_INLINE_MEMBER void run(V*) {} };
+template <int N, class V, int M> struct Stage<N, 0, V, M> { static FX_INLINE_MEMBER void run(V*) {} };
+template <class H, int... k> FX_INLINE auto join(H lo, H hi, Seq<k...>) { return __builtin_shufflevector(lo, hi, k...); }
+
+// N vectors to one, whose lane i is the sum (or what `op` is) of vector i.  x is overwritten.
+template <int N, int S, class V, class Op, int... k> FX_INLINE void fold_pair(V* x, int i, Op op, Seq<k...>) {
+  const V a = x[i], b = x[i + S];
+  x[i] = op(__builtin_shufflevector(a, b, ((k & S) == 0 ? k : N + k - S)...), __builtin_shufflevector(a, b, ((k & S) == 0 ? k + S : N + k)...));
+}
+template <int N, int S, class V> struct Fold {
+  template <class Op> static FX_INLINE_MEMBER void run(V* x, Op op) {
+#pragma GCC unroll 8
+    for (int i = 0; i < S; i++) fold_pair<N, S>(x, i, op, typename Make<N>::type());
+    Fold<N, S / 2, V>::run(x, op);
+  }
+};
+template <int N, class V> struct Fold<N, 0, V> { template <class Op> static FX_INLINE_MEMBER void run(V*, Op) {} };
+template <class T> FX_INLINE typename Vec<T>::V fold_sum(typename Vec<T>::V* x) {
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  Fold<N, N / 2, V>::run(x, [](V a, V b) __attribute__((always_inline)) { return a + b; });
+  return x[0];
+}
+template <class T> FX_INLINE typename Vec<T>::V fold_max(typename Vec<T>::V* x) {
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  Fold<N, N / 2, V>::run(x, [](V a, V b) __attribute__((always_inline)) { return a > b ? a : b; });
+  return x[0];
+}
 
 // N x N numbers at `from` (rows `fs` apart) transposed to `to` (rows `ts` apart)
 template <class T> FX_INLINE void tile(const T* from, ptrdiff_t fs, T* to, ptrdiff_t ts) {

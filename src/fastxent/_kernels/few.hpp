@@ -1,0 +1,164 @@
+// Softmax rows of few classes, N rows at once, lanes are rows: float32 and float64, rows one after another in memory, loss and
+// gradient.  For labels of up to MOST_KNOWN classes their number is a template's argument: loops unroll, no column goes through memory.
+namespace FX_NS { namespace {
+
+// Labels and weights are taken, and gradients handed on, a block of rows at a time; a block's gradients stay in the first-level cache.
+enum { FEW_ROWS = 128, FEW_NUMBERS = 2048, MOST_COLUMNS = 64, MOST_KNOWN = 10 };
+
+// N rows of K numbers from z, K apart, as K columns.  Reads up to N - K numbers beyond them.
+template <class T, int K> FX_INLINE void columns_of(const T* z, ptrdiff_t k, typename Vec<T>::V* x) {
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  if constexpr (K == 0) {
+    ptrdiff_t j = 0;
+    for (; j + N <= k; j += N) tile<T>(z + j, k, (T*)(x + j), N);
+    if (j < k) { j = k < N ? 0 : k - N; tile<T>(z + j, k, (T*)(x + j), N); }
+  } else if constexpr (K <= 4) {
+    alignas(64) T t[K * N]; unzip<K, T, N>(z, t);
+    for (int k = 0; k < K; k++) x[k] = *(const V*)(t + k * N);
+  } else if constexpr (2 * K <= N) {                                   // halves of vectors are rows: one stage less
+    typedef T H __attribute__((vector_size(FX_BYTES / 2))); H lo, hi;
+#pragma GCC unroll 8
+    for (int r = 0; r < N / 2; r++) {
+      __builtin_memcpy(&lo, z + r * K, sizeof lo); __builtin_memcpy(&hi, z + (r + N / 2) * K, sizeof hi);
+      x[r] = join(lo, hi, typename Make<N>::type());
+    }
+    Stage<N, N / 4, V, N / 2>::run(x);
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < N; r++) __builtin_memcpy(&x[r], z + r * K, sizeof(V));
+    Stage<N, N / 2, V>::run(x);
+  }
+}
+// The way back; writes up to N - K numbers beyond the rows.  x is overwritten.
+template <class T, int K> FX_INLINE void rows_of(typename Vec<T>::V* x, ptrdiff_t k, T* g) {
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  if constexpr (K == 0) {
+    ptrdiff_t j = 0;
+    for (; j + N <= k; j += N) tile<T>((const T*)(x + j), N, g + j, k);
+    if (j < k) { j = k < N ? 0 : k - N; tile<T>((const T*)(x + j), N, g + j, k); }
+  } else if constexpr (K <= 4) {
+    alignas(64) T t[K * N];
+    for (int k = 0; k < K; k++) *(V*)(t + k * N) = x[k];
+    zip<K, T, N>(t, g);
+  } else if constexpr (2 * K <= N) {
+    for (int k = K; k < N / 2; k++) x[k] = V{};
+    Stage<N, N / 4, V, N / 2>::run(x);
+#pragma GCC unroll 8
+    for (int r = 0; r < N / 2; r++) __builtin_memcpy(g + r * K, &x[r], sizeof(V) / 2);
+#pragma GCC unroll 8
+    for (int r = 0; r < N / 2; r++) __builtin_memcpy(g + (r + N / 2) * K, (const char*)&x[r] + sizeof(V) / 2, sizeof(V) / 2);
+  } else {
+    for (int k = K; k < N; k++) x[k] = V{};
+    Stage<N, N / 2, V>::run(x);
+#pragma GCC unroll 16
+    for (int r = 0; r < N; r++) __builtin_memcpy(g + r * K, &x[r], sizeof(V));
+  }
+}
+
+// KNOWN: the number of classes, or 0
+template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char*, BlockOut* out) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Num<T>::I I;
+  constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, COLUMNS = KNOWN ? N : (int)MOST_COLUMNS, PAD = MODE == SOFT ? N * COLUMNS + N : 1;
+  const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = KNOWN || FEW_ROWS * K <= FEW_NUMBERS ? FEW_ROWS : FEW_NUMBERS / K / N * N;
+  const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
+  alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD];
+  alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0;
+  const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore;
+  for (ptrdiff_t i0 = begin; i0 < end; i0 += rows) {
+    const ptrdiff_t nb = end - i0 < rows ? end - i0 : rows, lanes = (nb + N - 1) / N * N;
+    take_rows<T>(a, i0, nb, y, weight, out);
+    for (ptrdiff_t r = nb; r < lanes; r++) { y[r] = 0; weight[r] = 0; }
+    for (ptrdiff_t r = 0; r < lanes; r++) { yi[r] = (I)y[r]; wy[r] = T(1); }
+    if (w) for (ptrdiff_t r = 0; r < lanes; r++) wy[r] = w[y[r]];
+    IV unlimited = ~IV{}; Wide<T> sum;
+    for (ptrdiff_t r = 0; r < nb; r += N) {
+      const T* z = (const T*)a->logits.data + (i0 + r) * K; const T* t = MODE == SOFT ? (const T*)a->soft.data + (i0 + r) * K : 0;
+      const bool inside = (i0 + r + N) * K + (K < N ? N - K : 0) <= end * K;
+      if (__builtin_expect(!inside, 0)) {
+        const ptrdiff_t left = (nb - r < N ? nb - r : N) * K;
+        for (ptrdiff_t i = 0; i < N * K + N; i++) pad[i] = i < left ? z[i] : T(0);
+        z = pad;
+        if (MODE == SOFT) { for (ptrdiff_t i = 0; i < N * K + N; i++) pad_soft[i] = i < left ? t[i] : T(0); t = pad_soft; }
+      }
+      V x[COLUMNS], q[MODE == SOFT ? COLUMNS : 1];
+      columns_of<T, KNOWN>(z, K, x);
+      if (MODE == SOFT) columns_of<T, KNOWN>(t, K, q);
+      const IV yv = *(const IV*)(yi + r); const V lv = *(const V*)(weight + r), wv = *(const V*)(wy + r);
+      V m = x[0];
+#pragma GCC unroll 16
+      for (ptrdiff_t k = 1; k < K; k++) m = x[k] > m ? x[k] : m;
+      unlimited &= (m > -inf) & (m < inf);
+      const VShift<T> sh = shift_of_lanes<T>(m);
+      V rests[CH] = {}, nears[CH] = {}, ties = {}, top = {}, ey = {}, zy = {}, Qs[CH] = {}; IV negative = {};
+      auto column = [&](ptrdiff_t k, int c) __attribute__((always_inline)) {
+        const V u = x[k], e = exp_of<T>(u, sh), far = m - u;
+        if (MODE == SOFT) {
+          negative |= ~(q[k] >= T(0)); q[k] = q[k] * alpha + beta;
+          Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
+        } else { zy = yv == (I)k ? u : zy; ey = yv == (I)k ? e : ey; }
+        if (MODE == SMOOTH) nears[c] += yv == (I)k ? V{} : far;
+        top = u >= m ? e : top; ties += u >= m ? V{} + T(1) : V{}; rests[c] += u >= m ? V{} : e;
+        x[k] = e;
+      };
+      ptrdiff_t k = 0;
+#pragma GCC unroll 8
+      for (; k + CH <= K; k += CH) {
+#pragma GCC unroll 4
+        for (int c = 0; c < CH; c++) column(k + c, c);
+      }
+#pragma GCC unroll 4
+      for (; k < K; k++) column(k, 0);
+      V rest = rests[0], near = nears[0], Q = Qs[0];
+      for (int c = 1; c < CH; c++) { rest += rests[c]; near += nears[c]; Q += Qs[c]; }
+      if (MODE == SMOOTH) {
+        const V own = V{} + target.top, far = m - zy;
+        Q = own + (T(target.weight_sum) - T(1)) * beta; near = near * beta + own * (own != T(0) ? far : V{});
+      }
+      const Closed<T> row = close_rows<T, MODE == LABEL>(a, target, m, zy, ey, top, rest + (ties - T(1)) * top, wv, lv, Q, near);
+      *(V*)(L + r) = row.loss; *(V*)(LSE + r) = row.lse; sum.add(row.loss);
+      if (gradient) {
+        const V factor = lv * target.grad_scale;
+#pragma GCC unroll 16
+        for (ptrdiff_t k = 0; k < K; k++) {
+          const V by = x[k] * row.by;
+          x[k] = MODE == LABEL ? (yv == (I)k ? row.gy : by) : by - (MODE == SOFT ? q[k] : yv == (I)k ? V{} + target.top : V{} + beta) * factor;
+        }
+        if (weighted) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) x[k] = dead ? V{} : x[k]; }
+        rows_of<T, KNOWN>(x, K, g + r * K);
+      }
+      if (MODE == SOFT)
+        for (int i = 0; i < N; i++) if (negative[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
+    }
+    if (__builtin_expect(any_of<T>(~unlimited), 0)) {
+      for (ptrdiff_t r = 0; r < nb; r++)
+        if (weight[r] != 0 && !(LSE[r] > -inf && LSE[r] < inf))
+          L[r] = limit_row<T>(a, target, i0 + r, MODE == SOFT ? -1 : y[r], weight[r], gradient ? g + r * K : 0, (T*)0, 1, LSE + r);
+      sum = Wide<T>();
+      for (ptrdiff_t r = 0; r < lanes; r += N) sum.add(*(const V*)(L + r));
+    }
+    total += sum.total();
+    if (gradient) {
+      char* const to = a->grad.data + i0 * K * (ptrdiff_t)sizeof(T);
+      if (a->stream) stream((const char*)g, to, nb * K * (ptrdiff_t)sizeof(T)); else __builtin_memcpy(to, g, nb * K * sizeof(T));
+    }
+    if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
+    if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);
+  }
+  if (a->stream) finish_stream();
+  out->loss += total;
+}
+
+template <class T> static bool in_columns(const SoftmaxRows* a) {
+  const ptrdiff_t K = a->classes, row = K * (ptrdiff_t)sizeof(T); const bool general = a->soft.data || a->smoothing != 0;
+  return K >= 2 && K <= MOST_COLUMNS && a->inner == 1 && stored_as_is<T>(a->storage) && a->logits.outer == row && a->logits.cls == sizeof(T) &&
+         (!a->grad.data || (a->grad.outer == row && a->grad.cls == sizeof(T))) && !a->hess.data && !a->bias && a->temperature == 1 &&
+         (!a->soft.data || (a->soft.outer == row && a->soft.cls == sizeof(T))) && !(general && a->class_weight);
+}
+// The kernel for K or fewer classes, for any number if none fits
+template <class T, int K> static void few_labels(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
+  if constexpr (K == 1) few<T, 0, LABEL>(a, begin, end, scratch, out);
+  else if (a->classes == K) few<T, K, LABEL>(a, begin, end, scratch, out);
+  else few_labels<T, K - 1>(a, begin, end, scratch, out);
+}
+
+}}  // namespace

@@ -1,0 +1,209 @@
+// Softmax rows one after another, lanes are classes: every row stays in the cache for its three sweeps.
+namespace FX_NS { namespace {
+
+// What a row, or a piece of it, adds up lane by lane: e without and with the maximum; q (m - u), q, and where q (m - u) is infinite.
+template <class T> struct Parts { typename Vec<T>::V rest = {}, all = {}, far = {}, share = {}, infinite = {}; typename Vec<T>::IV negative = {}; };
+
+// Lanes of the overlapping last vector of K classes that no vector before it has counted
+template <class T> FX_INLINE typename Vec<T>::IV fresh_lanes(ptrdiff_t K) {
+  enum { N = Vec<T>::N }; typename Vec<T>::IV lane; for (int i = 0; i < N; i++) lane[i] = (typename Vec<T>::I)i;
+  return lane >= (typename Vec<T>::I)(N - K % N);
+}
+// (2): e into `e` if STORE, and the sums, over the whole vectors of [j, stop).  The ragged end, where K is given, is one overlapping
+// vector, `last`: loaded before its lanes are overwritten (e may be z), its old lanes masked out of the sums.
+template <class T, int MODE, bool STORE> FX_INLINE void row_part(
+    const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t j, ptrdiff_t stop, ptrdiff_t K, const typename Vec<T>::V last,
+    const typename Vec<T>::IV fresh, const VShift<T>& sh, const typename Vec<T>::V mm, Parts<T>& o) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose;
+  enum { N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2 };
+  const T alpha = target.alpha, beta = target.beta; const T* const w = target.w; V rest[CH] = {}, all[CH] = {};
+  auto one = [&](const V u, ptrdiff_t at, int c, bool end) __attribute__((always_inline)) {
+    V x = exp_of<T>(u, sh);
+    if (STORE) *(Loose*)(e + at) = x;
+    if (MODE != LABEL) {
+      V q = V{} + T(1), d = mm - u;
+      if (MODE == SOFT || MODE == SOFT_WEIGHTED) { const V g = *(const Loose*)(goal + at); o.negative |= ~(g >= T(0)); q = g * alpha + beta; }
+      if (MODE == SMOOTH_WEIGHTED || MODE == SOFT_WEIGHTED) q *= *(const Loose*)(w + at);
+      if (end) q = fresh ? q : V{};
+      if (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) {                  // -inf apart: the label's share may be 0
+        const V one_or_0 = q != T(0) ? V{} + T(1) : V{};
+        o.infinite += d > T(Num<T>::most) ? one_or_0 : V{}; d = d > T(Num<T>::most) ? V{} : d;
+      } else d = q != T(0) ? d : V{};
+      o.far += q * d; o.share += q;
+    }
+    if (end) x = fresh ? x : V{};
+    rest[c] += u >= mm ? V{} : x; all[c] += x;
+  };
+  for (; j + CH * N <= stop; j += CH * N) {
+    V u[CH];
+#pragma GCC unroll 4
+    for (int c = 0; c < CH; c++) u[c] = *(const Loose*)(z + j + c * N);
+#pragma GCC unroll 4
+    for (int c = 0; c < CH; c++) one(u[c], j + c * N, c, false);
+  }
+  for (; j < stop; j += N) one(*(const Loose*)(z + j), j, 0, false);
+  if (K > stop) one(last, K - N, 1, true);
+  for (int c = 1; c < CH; c++) { rest[0] += rest[c]; all[0] += all[c]; }
+  o.rest = rest[0]; o.all = all[0];
+}
+
+template <class T> struct RowSums { double rest, all, far, goal, infinite; T top; bool negative; };
+
+template <class T, int MODE, bool STORE> FX_INLINE RowSums<T> row_sums(
+    const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T m, const typename Vec<T>::V last) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; enum { N = Vec<T>::N };
+  const ptrdiff_t body = K / N * N; const Shift<T> s = shift_of(m); const VShift<T> sh = splat(s); const V mm = V{} + m;
+  const IV fresh = fresh_lanes<T>(K); IV negative = {};
+  RowSums<T> o = {0, 0, 0, 0, 0, exp_of(m, s), false};
+  for (ptrdiff_t j = 0; j < body; j += CHUNK) {
+    const bool rest_of_row = body - j <= CHUNK;
+    Parts<T> p; row_part<T, MODE, STORE>(z, e, goal, target, j, rest_of_row ? body : j + CHUNK, rest_of_row ? K : 0, last, fresh, sh, mm, p);
+    for (int h = N / 2; h > 0; h /= 2)
+      for (int i = 0; i < h; i++) {
+        p.rest[i] += p.rest[i + h]; p.all[i] += p.all[i + h]; p.far[i] += p.far[i + h];
+        p.share[i] += p.share[i + h]; p.infinite[i] += p.infinite[i + h];
+      }
+    o.rest += p.rest[0]; o.all += p.all[0]; o.far += p.far[0]; o.goal += p.share[0]; o.infinite += p.infinite[0];
+    negative |= p.negative;
+  }
+  for (int i = 0; i < N; i++) o.negative |= negative[i] != 0;
+  return o;
+}
+
+// (3) g = e * by - q * factor
+template <class T, int MODE> FX_INLINE void row_scale(T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T by, T factor) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
+  const V vb = V{} + by, vf = V{} + factor, flat = V{} + target.beta * factor; const T alpha = target.alpha, beta = target.beta;
+  auto value = [&](ptrdiff_t at) __attribute__((always_inline)) {
+    V g = *(const Loose*)(e + at) * vb;
+    if (MODE == SMOOTH) g -= flat;
+    if (MODE == SMOOTH_WEIGHTED) g -= *(const Loose*)(target.w + at) * flat;
+    if (MODE == SOFT) g -= (*(const Loose*)(goal + at) * alpha + beta) * vf;
+    if (MODE == SOFT_WEIGHTED) g -= (*(const Loose*)(goal + at) * alpha + beta) * *(const Loose*)(target.w + at) * vf;
+    return g;
+  };
+  const V tail = value(K - N); ptrdiff_t j = 0;
+  for (; j + N <= K; j += N) *(Loose*)(e + j) = value(j);
+  if (j < K) *(Loose*)(e + K - N) = tail;
+}
+template <class T> static void row_hess(const T* e, T* h, ptrdiff_t K, double rest, double sum, T top, T coefficient, T zeta, T bend, T factor) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
+  const T high = top * (1 - 8 * T(__builtin_ldexp(1., -Num<T>::mant))); const V one = V{} + T(1 / sum), all = V{} + T(sum), others = V{} + T(rest);
+  auto value = [&](ptrdiff_t at) __attribute__((always_inline)) {
+    const V x = *(const Loose*)(e + at), p = x * one, left = (x >= high ? others : all - x) * one;
+    return (coefficient * (p * left) + (2 * zeta - bend) * p * p) * factor;
+  };
+  const V tail = value(K - N); ptrdiff_t j = 0;
+  for (; j + N <= K; j += N) *(Loose*)(h + j) = value(j);
+  if (j < K) *(Loose*)(h + K - N) = tail;
+}
+
+template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose;
+  enum { N = Vec<T>::N };
+  const bool direct = stored_as_is<T>(a->storage); const ptrdiff_t item = item_size<T>(a->storage);
+  const ptrdiff_t K = a->classes; const T inf = T(__builtin_inf()), inverse = T(1 / a->temperature);
+  const Target<T> target(a); const T* const bias = (const T*)a->bias; const bool affine = bias || a->temperature != 1;
+  const double zeta = a->z_loss, beta = target.beta;
+  T* const zs = (T*)scratch; T* const es = zs + K; T* const hs = es + K; double total = 0;
+  for (ptrdiff_t i0 = begin; i0 < end; i0 += GROUP) {
+    const ptrdiff_t nb = end - i0 < GROUP ? end - i0 : GROUP;
+    int64_t y[GROUP]; alignas(64) T weight[GROUP], L[GROUP], ratio[GROUP], far[GROUP], share[GROUP], high[GROUP], extra[GROUP];
+    take_rows<T>(a, i0, nb, y, weight, out);
+    for (ptrdiff_t r = 0; r < GROUP; r++) ratio[r] = far[r] = share[r] = high[r] = extra[r] = 0;
+    for (ptrdiff_t r = 0; r < nb; r++) {
+      const char* const zp = run_at(a->logits, a->inner, i0 + r, 1).at; const int64_t label = y[r];
+      char* const gp = a->grad.data ? run_at(a->grad, a->inner, i0 + r, 1).at : 0;
+      char* const hp = a->hess.data ? run_at(a->hess, a->inner, i0 + r, 1).at : 0;
+      if (weight[r] == 0 && !a->lse.data) {
+        if (gp) __builtin_memset(gp, 0, K * item);
+        if (hp) __builtin_memset(hp, 0, K * item);
+        continue;
+      }
+      const T* z = (const T*)zp; T* const h = !hp ? 0 : direct ? (T*)hp : hs; T* const e = !gp ? h : direct ? (T*)gp : es;
+      const T* const goal = MODE >= SOFT ? (const T*)run_at(a->soft, a->inner, i0 + r, 1).at : 0;
+      if (!direct || affine) {
+        widen_run(a->storage, zp, K, zs);
+        if (a->temperature != 1) for (ptrdiff_t k = 0; k < K; k++) zs[k] *= inverse;
+        if (bias) for (ptrdiff_t k = 0; k < K; k++) zs[k] += bias[k];
+        z = zs;
+      }
+      const T zy = z[label]; const V last = *(const Loose*)(z + K - N);
+      V m0 = last > -inf ? last : V{} - inf, m1 = m0; ptrdiff_t j = 0;
+      for (; j + 2 * N <= K; j += 2 * N) {
+        const V u = *(const Loose*)(z + j), v = *(const Loose*)(z + j + N);
+        m0 = u > m0 ? u : m0; m1 = v > m1 ? v : m1;
+      }
+      if (j + N <= K) { const V u = *(const Loose*)(z + j); m0 = u > m0 ? u : m0; }
+      m0 = m0 > m1 ? m0 : m1; T m = -inf;
+      for (int i = 0; i < N; i++) m = m0[i] > m ? m0[i] : m;
+      if (__builtin_expect(!(m > -inf && m < inf), 0)) {               // `extra` carries the whole loss of such a row
+        extra[r] = limit_row<T>(a, target, i0 + r, MODE >= SOFT ? -1 : label, weight[r], gp ? e : 0, h, 1, high + r);
+        if (weight[r] == 0) { extra[r] = 0; if (gp) for (ptrdiff_t k = 0; k < K; k++) e[k] = 0; if (h) for (ptrdiff_t k = 0; k < K; k++) h[k] = 0; }
+        if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!(goal[k] >= 0) && out->bad < 0) out->bad = i0 + r;
+        weight[r] = 0;
+      } else {
+        const RowSums<T> s = e ? row_sums<T, MODE, true>(z, e, goal, target, K, m, last) : row_sums<T, MODE, false>(z, e, goal, target, K, m, last);
+        if (MODE >= SOFT && s.negative && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
+        const double top = s.top, ties = __builtin_rint((s.all - s.rest) / top), rest = s.rest + (ties - 1) * top, sum = rest + top;
+        const double wy = target.w && MODE < SOFT ? target.w[label] : 1, q = rest / top;
+        double near = 0, Q = wy, mass = wy;                               // mass = q_y
+        if (MODE == LABEL) near = wy == 0 ? 0 : wy * (double)(m - zy);
+        else if (MODE >= SOFT) { near = s.far; Q = s.goal; mass = 0; }
+        else {
+          mass = wy * target.top; Q = mass + beta * (target.weight_sum - wy);
+          const bool gone = zy == -inf;                                   // beta of the label's own distance is in s.far
+          near = beta * s.far + (gone ? mass != 0 ? inf : 0 : (mass - wy * beta) * (double)(m - zy));
+          if (beta > 0 && s.infinite - (gone && wy != 0) > 0.5) near = inf;
+        }
+        ratio[r] = T(q); far[r] = T(near); share[r] = T(Q); high[r] = m;
+        const double ey = exp_of(zy, shift_of(m)), no_y = zy == m ? rest : sum - ey;
+        double bend = 0, own = Q;
+        if (MODE == LABEL && a->family != fx::CROSS_ENTROPY) {
+          const Member member = family_of(a, ey / sum, no_y / sum, log1p_of(q) + (wy == 0 ? 0 : (double)(m - zy)));
+          far[r] = T(wy * member.f); share[r] = 0; own = wy * member.G; bend = wy * member.P;
+        }
+        double coefficient = own, lse = 0;
+        if (zeta != 0) { lse = m + (double)log1p_of(T(q)); extra[r] = T(zeta * lse * lse) * weight[r]; coefficient += 2 * zeta * lse; }
+        if (weight[r] == 0) extra[r] = 0;
+        if (h) {                                                          // bend: P / q of the family, times p^2
+          const double curve = no_y > 0 ? bend * sum / no_y : 0;
+          row_hess(e, h, K, rest, sum, s.top, T(coefficient), T(zeta), T(curve), weight[r] * target.hess_scale);
+          if (bend != 0) {
+            const double p = ey / sum, left = no_y / sum;
+            h[label] = T((coefficient * p * left + 2 * zeta * p * p - bend * left) * weight[r] * target.hess_scale);
+          }
+        }
+        if (gp) {
+          const double factor = (double)weight[r] * target.grad_scale, by = coefficient * factor / sum;
+          double gy = 0;
+          if (MODE == LABEL) {
+            gy = (2 * zeta * lse * ey - own * no_y) * (factor / sum);
+          } else if (MODE < SOFT) {
+            gy = (coefficient * ey / sum - mass) * factor;
+          }
+          row_scale<T, MODE>(e, goal, target, K, T(by), T(factor));
+          if (MODE < SOFT) e[label] = T(gy);
+          if (weight[r] == 0) for (ptrdiff_t k = 0; k < K; k++) e[k] = 0;
+        }
+        if (h && weight[r] == 0) for (ptrdiff_t k = 0; k < K; k++) h[k] = 0;
+      }
+      if (!direct) {
+        if (gp) narrow_run(a->storage, e, K, gp);
+        if (hp) narrow_run(a->storage, h, K, hp);
+      }
+    }
+    for (ptrdiff_t r = 0; r < GROUP; r += N) {
+      const V lg = log1p_of<T>(*(const V*)(ratio + r));
+      *(V*)(L + r) = *(const V*)(share + r) * lg + *(const V*)(far + r); *(V*)(high + r) += lg;
+    }
+    double sum = 0;
+    for (ptrdiff_t r = 0; r < nb; r++) { L[r] = (weight[r] == 0 ? T(0) : L[r] * weight[r]) + extra[r]; sum += L[r]; }
+    total += sum;
+    if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
+    if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, high);
+  }
+  out->loss += total;
+}
+
+}}  // namespace
