@@ -1,4 +1,4 @@
-// Softmax rows of few classes, N rows at once, lanes are rows: float32 and float64, rows one after another in memory, loss and
+// Softmax rows of few classes, N rows at once, lanes are rows: rows that lie one after another in memory, loss and
 // gradient.  For labels of up to MOST_KNOWN classes their number is a template's argument: loops unroll, no column goes through memory.
 namespace FX_NS { namespace {
 
@@ -61,18 +61,21 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
   constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, COLUMNS = KNOWN ? N : (int)MOST_COLUMNS, PAD = MODE == SOFT ? N * COLUMNS + N : 1;
   const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = KNOWN || FEW_ROWS * K <= FEW_NUMBERS ? FEW_ROWS : FEW_NUMBERS / K / N * N;
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
-  alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD];
+  alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD], wide_z[FEW_NUMBERS + N];
   alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0;
-  const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore;
+  const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage);
+  const ptrdiff_t item = item_size<T>(a->storage);
   for (ptrdiff_t i0 = begin; i0 < end; i0 += rows) {
     const ptrdiff_t nb = end - i0 < rows ? end - i0 : rows, lanes = (nb + N - 1) / N * N;
     take_rows<T>(a, i0, nb, y, weight, out);
     for (ptrdiff_t r = nb; r < lanes; r++) { y[r] = 0; weight[r] = 0; }
     for (ptrdiff_t r = 0; r < lanes; r++) { yi[r] = (I)y[r]; wy[r] = T(1); }
     if (w) for (ptrdiff_t r = 0; r < lanes; r++) wy[r] = w[y[r]];
+    const char* const from = a->logits.data + i0 * K * item;
+    if (!as_is) widen_run(a->storage, from, nb * K, wide_z);
     IV unlimited = ~IV{}; Wide<T> sum;
     for (ptrdiff_t r = 0; r < nb; r += N) {
-      const T* z = (const T*)a->logits.data + (i0 + r) * K; const T* t = MODE == SOFT ? (const T*)a->soft.data + (i0 + r) * K : 0;
+      const T* z = (as_is ? (const T*)from : wide_z) + r * K; const T* t = MODE == SOFT ? (const T*)a->soft.data + (i0 + r) * K : 0;
       const bool inside = (i0 + r + N) * K + (K < N ? N - K : 0) <= end * K;
       if (__builtin_expect(!inside, 0)) {
         const ptrdiff_t left = (nb - r < N ? nb - r : N) * K;
@@ -138,8 +141,8 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     }
     total += sum.total();
     if (gradient) {
-      char* const to = a->grad.data + i0 * K * (ptrdiff_t)sizeof(T);
-      if (a->stream) stream((const char*)g, to, nb * K * (ptrdiff_t)sizeof(T)); else __builtin_memcpy(to, g, nb * K * sizeof(T));
+      char* const to = a->grad.data + i0 * K * item;
+      if (!as_is) narrow_run(a->storage, g, nb * K, to); else if (a->stream) stream((const char*)g, to, nb * K * item); else __builtin_memcpy(to, g, nb * K * item);
     }
     if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
     if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);
@@ -149,10 +152,10 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
 }
 
 template <class T> static bool in_columns(const SoftmaxRows* a) {
-  const ptrdiff_t K = a->classes, row = K * (ptrdiff_t)sizeof(T); const bool general = a->soft.data || a->smoothing != 0;
-  return K >= 2 && K <= MOST_COLUMNS && a->inner == 1 && stored_as_is<T>(a->storage) && a->logits.outer == row && a->logits.cls == sizeof(T) &&
-         (!a->grad.data || (a->grad.outer == row && a->grad.cls == sizeof(T))) && !a->hess.data && !a->bias && a->temperature == 1 &&
-         (!a->soft.data || (a->soft.outer == row && a->soft.cls == sizeof(T))) && !(general && a->class_weight);
+  const ptrdiff_t K = a->classes, item = item_size<T>(a->storage); const bool general = a->soft.data || a->smoothing != 0;
+  return K >= 2 && K <= MOST_COLUMNS && a->inner == 1 && a->logits.outer == K * item && a->logits.cls == item && !a->hess.data &&
+         (!a->grad.data || (a->grad.outer == K * item && a->grad.cls == item)) && !a->bias && a->temperature == 1 &&
+         (!a->soft.data || (a->soft.outer == K * (ptrdiff_t)sizeof(T) && a->soft.cls == sizeof(T))) && !(general && a->class_weight);
 }
 // The kernel for K or fewer classes, for any number if none fits
 template <class T, int K> static void few_labels(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {

@@ -191,6 +191,8 @@ static inline void finish_stream() {
 // float16 and bfloat16 bits <-> float, rounding to nearest even; NaN stays NaN
 struct half_t { uint16_t b; };
 struct bfloat_t { uint16_t b; };
+constexpr bool is_half(half_t) { return true; }
+constexpr bool is_half(bfloat_t) { return false; }
 FX_INLINE float widen(bfloat_t x) { return from_bits((uint32_t)x.b << 16); }
 FX_INLINE float widen(half_t x) {
   const uint32_t sign = (uint32_t)(x.b & 0x8000u) << 16, rest = (uint32_t)(x.b & 0x7fffu) << 13;
@@ -225,10 +227,24 @@ template <class T> FX_INLINE void number_to(int storage, T v, char* p) {
   if (storage == fx::HALF) { narrow((float)v, &h); __builtin_memcpy(p, &h, 2); } else { narrow((float)v, &b); __builtin_memcpy(p, &b, 2); }
 }
 template <class S, class T> static inline void widen_as(const char* from, ptrdiff_t n, T* to) {
-  for (ptrdiff_t k = 0; k < n; k++) to[k] = widen(((const S*)from)[k]);
+  ptrdiff_t k = 0;
+#if FX_BYTES == 64
+  if constexpr (sizeof(T) == 4)
+    for (; k + 16 <= n; k += 16) {
+      const __m256i x = _mm256_loadu_si256((const __m256i*)(from + 2 * k));
+      _mm512_storeu_ps((float*)to + k, is_half(S()) ? _mm512_cvtph_ps(x) : (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+    }
+#endif
+  for (; k < n; k++) to[k] = widen(((const S*)from)[k]);
 }
 template <class S, class T> static inline void narrow_as(const T* from, ptrdiff_t n, char* to) {
-  for (ptrdiff_t k = 0; k < n; k++) narrow((float)from[k], (S*)to + k);
+  ptrdiff_t k = 0;
+#if FX_BYTES == 64
+  if constexpr (sizeof(T) == 4 && is_half(S()))
+    for (; k + 16 <= n; k += 16)
+      _mm256_storeu_si256((__m256i*)(to + 2 * k), _mm512_cvtps_ph(_mm512_loadu_ps((const float*)from + k), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+  for (; k < n; k++) narrow((float)from[k], (S*)to + k);
 }
 template <class T> static void widen_run(int storage, const char* from, ptrdiff_t n, T* to) {
   if (stored_as_is<T>(storage)) __builtin_memcpy(to, from, n * sizeof(T));

@@ -137,6 +137,19 @@ template <class T> static void softmax(const SoftmaxRows* a, ptrdiff_t begin, pt
 }
 
 // ---- denominators of the reductions, and the check of the targets, without the logits --------------------------------
+
+// The sum of n numbers; false if one of them is negative or NaN.
+template <class T> static bool sum_of(const T* t, ptrdiff_t n, double* sum) {
+  double all = 0; int wrong = 0;
+  for (ptrdiff_t k0 = 0; k0 < n; k0 += CHUNK) {
+    const ptrdiff_t stop = n - k0 > CHUNK ? k0 + CHUNK : n; T part = 0;
+#pragma omp simd reduction(+ : part) reduction(| : wrong)
+    for (ptrdiff_t k = k0; k < stop; k++) { part += t[k]; wrong |= !(t[k] >= 0); }
+    all += part;
+  }
+  *sum = all;
+  return !wrong;
+}
 template <class T> static void totals(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char*, BlockOut* out) {
   const T* const w = (const T*)a->class_weight; double total = 0;
   int64_t y[GROUP]; T weight[GROUP];
@@ -148,21 +161,20 @@ template <class T> static void totals(const SoftmaxRows* a, ptrdiff_t begin, ptr
       if (!w && !a->weight.data) { total += (double)(out->counted - before); continue; }
       for (ptrdiff_t r = 0; r < nb; r++) { const double v = weight[r] == weight[r] ? weight[r] : T(1); total += v == 0 ? 0 : v * (w ? w[y[r]] : T(1)); }
     } else {
+      const bool in_line = a->inner == 1 && a->soft.cls == sizeof(T) && a->soft.outer == a->classes * (ptrdiff_t)sizeof(T);
+      double block = 0;
+      if (in_line && !w && !a->weight.data && sum_of((const T*)(a->soft.data + i0 * a->soft.outer), nb * a->classes, &block)) { total += block; continue; }
       for (ptrdiff_t r = 0; r < nb; r++) {
         const char* tp = run_at(a->soft, a->inner, i0 + r, 1).at; const ptrdiff_t K = a->classes, cls = a->soft.cls;
-        double sum = 0; bool wrong = false;
-        for (ptrdiff_t k0 = 0; k0 < K; k0 += CHUNK) {
-          const ptrdiff_t stop = K - k0 > CHUNK ? k0 + CHUNK : K; T part = 0; int negative = 0;
-          if (cls == sizeof(T) && !w) {
-            const T* t = (const T*)tp;
-#pragma omp simd reduction(+ : part) reduction(| : negative)
-            for (ptrdiff_t k = k0; k < stop; k++) { part += t[k]; negative |= !(t[k] >= 0); }
-          } else {
-            for (ptrdiff_t k = k0; k < stop; k++) { const T t = *(const T*)(tp + k * cls); part += t * (w ? w[k] : T(1)); negative |= !(t >= 0); }
+        double sum = 0; bool right = true;
+        if (cls == sizeof(T) && !w) right = sum_of((const T*)tp, K, &sum);
+        else
+          for (ptrdiff_t k0 = 0; k0 < K; k0 += CHUNK) {
+            const ptrdiff_t stop = K - k0 > CHUNK ? k0 + CHUNK : K; T part = 0;
+            for (ptrdiff_t k = k0; k < stop; k++) { const T t = *(const T*)(tp + k * cls); part += t * (w ? w[k] : T(1)); right &= t >= 0; }
+            sum += part;
           }
-          sum += part; wrong |= negative != 0;
-        }
-        if (wrong && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
+        if (!right && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         if (weight[r] != 0) total += sum * weight[r];
       }
     }
