@@ -338,3 +338,70 @@ def test_bad_arguments(backend, change, error, words):
             call(**arguments)
         for word in words:
             assert word in str(caught.value), str(caught.value)
+
+
+def test_losses_whose_sum_leaves_the_range_of_float32(backend):
+    """Sums are float64 however the kernel groups them: four losses of 3e38 are 1.2e39, not infinite."""
+    z = np.full(101, 3e38, np.float32)
+    loss = fx.sigmoid_cross_entropy(z, np.zeros(101), reduction="sum", backend=backend)
+    assert_allclose(loss, 101 * float(z[0]), rtol=1e-7)
+    z[7] = np.inf
+    assert fx.sigmoid_cross_entropy(z, np.zeros(101), reduction="sum", backend=backend) == np.inf
+
+
+def test_small_losses_beside_large_ones_count(backend):
+    """The sum of a loss and of many small ones keeps the small ones' part to float32's precision."""
+    z = np.concatenate([np.full(999, -10.0), [0.0]]).astype(np.float32)
+    z = np.tile(z, 20)
+    loss = fx.sigmoid_cross_entropy(z, np.zeros(z.size), reduction="sum", backend=backend)
+    truth = np.logaddexp(0, z.astype(np.float64)).sum()
+    assert abs(loss / truth - 1) <= 2 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("place", [0, 15, 511, 512, 1030, 1499])
+@pytest.mark.parametrize(
+    "bad", [-1e-30, np.nextafter(np.float32(1), np.float32(2)), 1.5, 3.0, np.nan, -np.inf]
+)
+def test_first_bad_target_of_many(backend, dtype, place, bad):
+    """Found in whole vectors, in their last, in a ragged end, and in the second piece; -0.0 is a target."""
+    z, y = np.zeros(1500, dtype), np.zeros(1500, dtype)
+    y[::3] = -0.0
+    y[1::3] = 1
+    expected = fx.sigmoid_cross_entropy(z, np.abs(y), backend=backend)
+    assert fx.sigmoid_cross_entropy(z, y, backend=backend) == expected
+    y[place:] = np.where(np.arange(1500 - place) % 5 == 0, np.dtype(dtype).type(bad), y[place:])
+    with pytest.raises(ValueError, match=rf"targets.*\b{place}\b"):
+        fx.sigmoid_cross_entropy(z, y, backend=backend)
+
+
+@pytest.mark.parametrize("shape", [(3, 700), (700, 3), (1, 1500), (40, 33)])
+def test_broadcast_weights_over_many_pieces(backend, dtype, shape):
+    """Weights per row, per column and per call are the full matrix, to the bit."""
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=shape).astype(dtype)
+    y = rng.integers(0, 2, shape).astype(dtype)
+    for small in (weights((shape[0], 1), dtype), weights(shape[1], dtype), weights((), dtype)):
+        full = np.broadcast_to(small, shape).copy()
+        for name in ("sample_weight", "pos_weight"):
+            a = fx.sigmoid_cross_entropy_with_grad(z, y, backend=backend, **{name: small})
+            b = fx.sigmoid_cross_entropy_with_grad(z, y, backend=backend, **{name: full})
+            assert a[0] == b[0]
+            assert_array_equal(a[1], b[1])
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_gradients_past_the_cache(offset):
+    """A gradient of more than 32 MB is written past the cache: the bits of small calls, nothing beside it."""
+    n = (1 << 23) + 77
+    z = np.random.default_rng(0).standard_normal(n, np.float32)
+    y = (z > 0.3).astype(np.float32)
+    big = np.full(n + 16, 7, np.float32)
+    out = big[offset : offset + n]
+    fx.sigmoid_cross_entropy_with_grad(z, y, reduction="sum", out=out, backend="cpu")
+    for i in range(0, n, 1 << 20):
+        cut = slice(i, i + (1 << 20))
+        part = fx.sigmoid_cross_entropy_with_grad(z[cut], y[cut], reduction="sum", backend="cpu")[1]
+        assert_array_equal(out[cut], part)
+    assert_array_equal(big[:offset], 7)
+    assert_array_equal(big[offset + n :], 7)

@@ -56,6 +56,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         Matrix loss
         Matrix grad
         Matrix hess
+        int stream
     struct ElementsOut:
         double loss
         double total

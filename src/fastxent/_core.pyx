@@ -492,6 +492,7 @@ cdef tuple elements(
     strides(&a.loss, loss_out)
     strides(&a.grad, grad_out)
     strides(&a.hess, hess_out)
+    a.stream = a.grad.data != NULL and a.grad.data != a.values.data and cnp.PyArray_NBYTES(grad_out) >= STREAM
     c.run = family[a.storage == 1]
     run_cells(&c, num_threads, &total)
     return total.loss, total.bad_target, total.bad_value

@@ -103,9 +103,28 @@ template <class T> FX_INLINE T exp_of(T u, const Shift<T>& s) {
   T f = d - n * C::ln2hi; f = f - n * C::ln2lo;
   return exp_poly(f, T()) * from_bits((typename C::U)((bits(t) + s.add) << C::mant));
 }
-// e^d for d <= 0 without a shift
+// d, or lo where d is less; NaN stays.  One instruction: from the ternary GCC makes a comparison and a blend.
+template <class V, class T> FX_INLINE V at_least(V d, T lo) {
+#if FX_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_max_ps((__mmask16)-1, (__m512)(V{} + lo), (__m512)d);
+  else return (V)_mm512_maskz_max_pd((__mmask8)-1, (__m512d)(V{} + lo), (__m512d)d);
+#elif FX_BYTES == 32
+  if constexpr (sizeof(T) == 4) return (V)_mm256_max_ps((__m256)(V{} + lo), (__m256)d);
+  else return (V)_mm256_max_pd((__m256d)(V{} + lo), (__m256d)d);
+#elif defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return (V)_mm_max_ps((__m128)(V{} + lo), (__m128)d);
+  else return (V)_mm_max_pd((__m128d)(V{} + lo), (__m128d)d);
+#else
+  return d < lo ? V{} + lo : d;
+#endif
+}
+// e^d for d <= 0 without a shift: the magic number brings the bias along.
 template <class T> FX_INLINE typename Vec<T>::V exp_of_negative(typename Vec<T>::V d) {
-  return exp_of<T>(d, splat<T>(shift_of<T>(0))) * Num<T>::unguard;
+  typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV;
+  d = at_least(d, -T(C::bias + C::guard) * C::ln2);
+  const V t = d * C::log2e + (C::magic + (C::bias + C::guard)), n = t - (C::magic + (C::bias + C::guard));
+  V f = d - n * C::ln2hi; f = f - n * C::ln2lo;
+  return exp_poly(f, T()) * (V)((UV)t << C::mant) * C::unguard;
 }
 
 // (log1p(f) - f) and the like on [-1/4, 1/2]

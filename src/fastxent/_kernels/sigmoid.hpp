@@ -1,7 +1,10 @@
 // Elementwise losses over elements [begin, end) of a (rows, cols) matrix: binary cross-entropy of logits, and of probabilities.
 //
-// sigma(z) and sigma(-z) both come from e^-|z|, never from 1 - sigma.  A factor of 0 annihilates an infinite term.
+// sigma(z) and sigma(-z) both come from e = e^-|z|, never from 1 - sigma.  A factor of 0 annihilates an infinite term.
 // Expected for targets 0 and 1: loss and gradient <= 4 ulp.
+//
+// A piece goes through three short loops in the first-level cache: e, then loss and gradient, then the sum of the losses.
+// In one loop the chain exp - log1p is longer than what the processor looks ahead (2/3 of the speed).
 namespace FX_NS { namespace {
 using fx::Elements; using fx::ElementsOut;
 
@@ -13,7 +16,9 @@ template <class S> static inline const S* piece(const Matrix& m, ptrdiff_t cols,
   if (cls == item && (col + n <= cols || m.outer == cols * item)) return (const S*)(m.data + row * m.outer + col * item);
   for (ptrdiff_t k = 0; k < n;) {
     const ptrdiff_t run = cols - col < n - k ? cols - col : n - k; const char* p = m.data + row * m.outer + col * cls;
-    for (ptrdiff_t c = 0; c < run; c++) __builtin_memcpy(local + k + c, p + c * cls, sizeof(S));
+    if (cls == item) __builtin_memcpy(local + k, p, run * sizeof(S));
+    else if (cls == 0) { S one; __builtin_memcpy(&one, p, sizeof one); for (ptrdiff_t c = 0; c < run; c++) local[k + c] = one; }
+    else for (ptrdiff_t c = 0; c < run; c++) __builtin_memcpy(local + k + c, p + c * cls, sizeof(S));
     k += run; col = 0; row++;
   }
   return local;
@@ -48,22 +53,60 @@ template <class T> static inline const T* widened(const Elements* a, const Matri
   }
   return local;
 }
-template <class T> static inline ptrdiff_t first_outside(const T* y, ptrdiff_t n) {
-  int bad = 0;
-#pragma omp simd reduction(| : bad)
-  for (ptrdiff_t k = 0; k < n; k++) bad |= !(y[k] >= 0) | !(y[k] <= 1);
-  if (bad) for (ptrdiff_t k = 0; k < n; k++) if (!(y[k] >= 0 && y[k] <= 1)) return k;
+template <class UV> FX_INLINE uint64_t any_of(UV mask) {
+  uint64_t parts[FX_BYTES / 8], all = 0; __builtin_memcpy(parts, &mask, sizeof parts);
+  for (uint64_t part : parts) all |= part;
+  return all;
+}
+// Bits that gather in `odd` where a target lies outside [0, 1] (or is -0): the sign of y or of 1 - y, or an exponent of 2 and more.
+template <class T> FX_INLINE typename Vec<T>::UV odd_bits(typename Vec<T>::V y, typename Vec<T>::V not_y) {
+  typedef typename Vec<T>::UV UV; return (UV)y | (UV)not_y;
+}
+template <class T> FX_INLINE bool is_odd(const typename Vec<T>::UV& odd) { return any_of(odd >> (int)(8 * sizeof(T) - 2)) != 0; }
+template <class T> static ptrdiff_t first_outside(const T* y, ptrdiff_t n) {
+  for (ptrdiff_t k = 0; k < n; k++) if (!(y[k] >= 0 && y[k] <= 1)) return k;
   return -1;
 }
 
-// Loss, gradient and second derivative of elements in vectors.  y, and 1 - y without cancellation.
+// Sum of l[0 .. n), which zeros follow to a multiple of four vectors.  Four vectors are added before they become doubles: two
+// roundings on top of the losses' own, for a third of the price.  What is too large for that is added one by one.
+template <class T> static double sum_of(const T* l, ptrdiff_t n) {
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N }; Wide<T> sum; const V* at = (const V*)l;
+  for (ptrdiff_t k = 0; k < n; k += 4 * N, at += 4) sum.add((at[0] + at[1]) + (at[2] + at[3]));
+  double total = sum.total();
+  if (sizeof(T) < 8 && !(total <= Num<T>::most)) { total = 0; for (ptrdiff_t k = 0; k < n; k++) total += l[k]; }
+  return total;
+}
+
+// Loss, gradient and second derivative of elements in vectors.
 template <class T> struct Bent { typename Vec<T>::V loss, grad, hess; };
-template <class T> FX_INLINE Bent<T> sigmoid_at(typename Vec<T>::V z, typename Vec<T>::V y, typename Vec<T>::V not_y) {
-  typedef typename Vec<T>::V V;
-  const V e = exp_of_negative<T>(z < T(0) ? z : -z), big = T(1) / (T(1) + e), small = e * big, tail = log1p_of<T>(e);
-  const V far = z > T(0) ? z : -z, share = z > T(0) ? not_y : y;                         // L = (y + 1 - y) tail + |z| share
-  const V positive = z > T(0) ? big : small, negative = z > T(0) ? small : big;          // sigma(z), sigma(-z)
-  return {(y + not_y) * tail + share * (share != T(0) ? far : V{}), not_y * positive - y * negative, (y + not_y) * positive * negative};
+// log(1 + e) for e in [0, 1], and x / (1 + e): minimax, 0.12 ulp (float), 0.013 ulp (double).  In double the logarithm wants a
+// quotient too, s = e / (2 + e): one division for both.
+template <class V> struct Softplus { V tail, quotient; };
+FX_INLINE Softplus<Vec<float>::V> softplus_of(Vec<float>::V e, Vec<float>::V x) {
+  typedef Vec<float>::V V;
+  const V e2 = e * e, e4 = e2 * e2;
+  const V a = 0x1.554dd0p-2f * e - 0x1.ffffd2p-2f, b = 0x1.934b54p-3f * e - 0x1.ff23e6p-3f, c = 0x1.b4ae20p-4f * e - 0x1.3a4360p-3f;
+  const V d = 0x1.491ee0p-6f * e - 0x1.d6b250p-5f, q = ((-0x1.af68bcp-9f * e2 + d) * e2 + c) * e4 + (b * e2 + a);
+  return {q * e2 + e, x / (1.f + e)};
+}
+FX_INLINE Softplus<Vec<double>::V> softplus_of(Vec<double>::V e, Vec<double>::V x) {
+  typedef Vec<double>::V V;
+  const V u = 1. + e, w = 2. + e, r = 1. / (u * w), s = e * (u * r), t = s * s, t2 = t * t, t4 = t2 * t2;
+  const V a = 0x1.99999999a074fp-2 * t + 0x1.5555555555535p-1, b = 0x1.c71c741c69de7p-3 * t + 0x1.249249208c687p-2;
+  const V c = 0x1.3b1ddb4b07d9ap-3 * t + 0x1.745cb401aa76cp-3, d = 0x1.efd825a47eab8p-4 * t + 0x1.1067c751e7208p-3;
+  const V f = 0x1.5c78343426ed7p-3 * t + 0x1.55b1c0136e27ep-4, q = (f * t4 + (d * t2 + c)) * t4 + (b * t2 + a);
+  return {e - s * (e - t * q), x * (w * r)};                       // 2s = e - s e: the leading term is exact
+}
+// With z >= 0: L = (y + 1 - y) tail + |z| (1 - y) and dL/dz = (1 - y - y e) / (1 + e); z < 0 swaps y and 1 - y, and the sign.
+template <class T, bool PLAIN> FX_INLINE Bent<T> sigmoid_at(typename Vec<T>::V z, typename Vec<T>::V e, typename Vec<T>::V y, typename Vec<T>::V not_y) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::IV IV;
+  const UV sign = UV{} + ((typename Num<T>::U)1 << (8 * sizeof(T) - 1));
+  const IV minus = (IV)z < 0;
+  const V share = minus ? y : not_y, other = minus ? not_y : y, below = (V)((UV)z | sign), both = y + not_y, u = T(1) + e;
+  const Softplus<V> s = softplus_of(e, share - other * e);
+  const V tail = PLAIN ? s.tail : both * s.tail;
+  return {share != T(0) ? tail - share * below : tail, (V)((UV)s.quotient ^ ((UV)z & sign)), both * (e / (u * u))};
 }
 
 
@@ -107,17 +150,16 @@ template <class T> FX_INLINE Bent<T> shifted_side(typename Vec<T>::V p, typename
   return {s > T(0) ? part * l : s, part * (T(gamma) * slope + p * ratio), V{} + T(__builtin_nan(""))};
 }
 // Focal loss and the asymmetric one; both sides are needed only where targets are mixtures.
-template <class T> FX_INLINE Bent<T> member_at(const Elements* a, typename Vec<T>::V z, typename Vec<T>::V y, typename Vec<T>::V not_y) {
-  typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; enum { N = Vec<T>::N };
-  const V e = exp_of_negative<T>(z < T(0) ? z : -z), big = T(1) / (T(1) + e), small = e * big, tail = log1p_of<T>(e);
+template <class T> FX_INLINE Bent<T> member_at(const Elements* a, typename Vec<T>::V z, typename Vec<T>::V e, typename Vec<T>::V y, typename Vec<T>::V not_y) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::IV IV;
+  const Softplus<V> s = softplus_of(e, V{} + T(1)); const V big = s.quotient, small = e * big, tail = s.tail;
   const V up = z > T(0) ? z + tail : tail, down = z > T(0) ? tail : tail - z;            // softplus(z), softplus(-z)
   const V p = z > T(0) ? big : small, q = z > T(0) ? small : big;                        // sigma(z), sigma(-z)
   Bent<T> one, zero;
   if (a->family == fx::BINARY_FOCAL) {
     y *= T(a->b); not_y *= T(a->c);
-    const IV yes = y != T(0); IV both = yes & (not_y != T(0));
-    for (int h = N / 2; h > 0; h /= 2) for (int i = 0; i < h; i++) both[i] |= both[i + h];
-    if (!both[0]) {
+    const IV yes = y != T(0);
+    if (!any_of((UV)(yes & (not_y != T(0))))) {
       const V w = yes ? y : not_y;
       const Bent<T> f = focal_side<T>(yes ? p : q, yes ? q : p, yes ? down : up, a->a);
       return {w * (w != T(0) ? f.loss : z - z), w * (yes ? f.grad : -f.grad), w * f.hess};
@@ -129,56 +171,86 @@ template <class T> FX_INLINE Bent<T> member_at(const Elements* a, typename Vec<T
   return {y * (y != T(0) ? one.loss : V{}) + not_y * (not_y != T(0) ? zero.loss : V{}), y * one.grad + not_y * zero.grad, y * one.hess + not_y * zero.hess};
 }
 
-template <class T, bool PLAIN> static void sigmoid_loop(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
-  typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
-  alignas(64) T z_here[PIECE], g_here[PIECE], h_here[PIECE], y_here[PIECE], v_here[PIECE], p_here[PIECE], l_here[PIECE];
-  const ptrdiff_t cols = a->cols; const T keep = T(1 - a->smoothing), half = T(a->smoothing / 2), scale = T(a->scale); double total = 0;
-  const bool smooth = a->smoothing != 0, direct = stored_as_is<T>(a->storage);
-  for (ptrdiff_t i = begin; i < end; i += PIECE) {
-    const ptrdiff_t n = end - i < PIECE ? end - i : PIECE;
-    const T* const y = piece<T>(a->targets, cols, sizeof(T), i, n, y_here);
-    const T* const v = a->weight.data ? piece<T>(a->weight, cols, a->weight.cls, i, n, v_here) : 0;
-    const T* const pi = a->pos_weight.data ? piece<T>(a->pos_weight, cols, a->pos_weight.cls, i, n, p_here) : 0;
-    const ptrdiff_t bad = first_outside(y, n);
-    if (bad >= 0 && out->bad_target < 0) out->bad_target = i + bad;
-    const T* const z = direct ? piece<T>(a->values, cols, sizeof(T), i, n, z_here) : widened(a, a->values, i, n, z_here);
-    T* const g = !a->grad.data ? 0 : direct ? place<T>(a->grad, cols, i, n, g_here) : g_here;
-    T* const h = !a->hess.data ? 0 : direct ? place<T>(a->hess, cols, i, n, h_here) : h_here;
-    T* const loss = a->loss.data ? place<T>(a->loss, cols, i, n, l_here) : 0;
-    Wide<T> sum;
-    auto at = [&](ptrdiff_t k, const T* z, const T* y, const T* v, const T* pi, T* g, T* h, T* loss) __attribute__((always_inline)) {
-      V t = *(const Loose*)(y + k), not_t = T(1) - t;
+// Where the numbers of a piece lie; null: absent.  `e` and `loss` may be the same, and `g` may be z.
+template <class T> struct Piece { const T *z, *y, *v, *pi; T *e, *loss, *g, *h; };
+
+// Elements [0, n) of a piece, n a multiple of the vector.  True if a target may lie outside [0, 1].
+template <class T, bool PLAIN, bool MEMBER> static bool whole_vectors(const Elements* a, const Piece<T>& p, ptrdiff_t n) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
+  const V keep = V{} + T(1 - a->smoothing), half = V{} + T(a->smoothing / 2), scale = V{} + T(a->scale); const bool smooth = a->smoothing != 0;
+  const T *z = p.z, *y = p.y, *v = p.v, *pi = p.pi; T *e = p.e, *loss = p.loss, *g = p.g, *h = p.h;
+  const UV sign = UV{} + ((typename Num<T>::U)1 << (8 * sizeof(T) - 1));
+  UV odd = {};
+  for (ptrdiff_t k = 0; k < n; k += N) {
+    __builtin_prefetch(y + n + k);                                     // of the next piece
+    if (!PLAIN && v) __builtin_prefetch(v + n + k);
+    *(V*)(e + k) = exp_of_negative<T>((V)((UV)*(const Loose*)(z + k) | sign));
+  }
+  for (ptrdiff_t k = 0; k < n; k += N) {
+    __builtin_prefetch(z + n + k);
+    const V x = *(const Loose*)(z + k); V t = *(const Loose*)(y + k), not_t = T(1) - t;
+    odd |= odd_bits<T>(t, not_t);
+    if (!PLAIN) {
       if (smooth) { not_t = not_t * keep + half; t = t * keep + half; }
       if (pi) t *= *(const Loose*)(pi + k);
-      Bent<T> b = PLAIN ? sigmoid_at<T>(*(const Loose*)(z + k), t, not_t) : member_at<T>(a, *(const Loose*)(z + k), t, not_t);
-      V factor = V{} + scale;
-      if (v) { const V w = *(const Loose*)(v + k); b.loss = w == T(0) ? V{} : b.loss * w; b.grad = w == T(0) ? V{} : b.grad * w; b.hess = w == T(0) ? V{} : b.hess * w; }
-      if (g) *(Loose*)(g + k) = b.grad * factor;
-      if (h) *(Loose*)(h + k) = b.hess * factor;
-      if (loss) *(Loose*)(loss + k) = b.loss;
-      return b.loss;
-    };
-    ptrdiff_t k = 0;
-    if (!v && !pi && !h && !loss && !smooth && g) for (; k + N <= n; k += N) sum.add(at(k, z, y, 0, 0, g, 0, 0));
-    else for (; k + N <= n; k += N) sum.add(at(k, z, y, v, pi, g, h, loss));
-    if (k < n) {                                                        // the ragged end, padded
-      T pad[7][N] = {}; const ptrdiff_t left = n - k;
-      for (ptrdiff_t c = 0; c < left; c++) { pad[0][c] = z[k + c]; pad[1][c] = y[k + c]; if (v) pad[2][c] = v[k + c]; if (pi) pad[3][c] = pi[k + c]; }
-      V l = at(0, pad[0], pad[1], v ? pad[2] : 0, pi ? pad[3] : 0, g ? pad[4] : 0, h ? pad[5] : 0, loss ? pad[6] : 0);
-      for (ptrdiff_t c = 0; c < N; c++) l[c] = c < left ? l[c] : T(0);
-      sum.add(l);
-      for (ptrdiff_t c = 0; c < left; c++) { if (g) g[k + c] = pad[4][c]; if (h) h[k + c] = pad[5][c]; if (loss) loss[k + c] = pad[6][c]; }
     }
-    if (g == g_here) put<T>(a, a->grad, i, n, g_here);
-    if (h == h_here) put<T>(a, a->hess, i, n, h_here);
-    if (loss == l_here) put_as_is(a->loss, cols, i, n, l_here);
-    total += sum.total();
+    Bent<T> b;
+    if constexpr (MEMBER) b = member_at<T>(a, x, *(const V*)(e + k), t, not_t);
+    else b = sigmoid_at<T, PLAIN>(x, *(const V*)(e + k), t, not_t);
+    if (!PLAIN && v) {
+      const V w = *(const Loose*)(v + k); const auto none = w == T(0);
+      b.loss = none ? V{} : b.loss * w; b.grad = none ? V{} : b.grad * w; if (h) b.hess = none ? V{} : b.hess * w;
+    }
+    if (g) *(Loose*)(g + k) = b.grad * scale;
+    if (!PLAIN && h) *(Loose*)(h + k) = b.hess * scale;
+    *(V*)(loss + k) = b.loss;
   }
+  return is_odd<T>(odd);
+}
+template <class T, bool PLAIN, bool MEMBER> static void sigmoid_loop(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
+  enum { N = Vec<T>::N };
+  alignas(64) T z_here[PIECE], g_here[PIECE], h_here[PIECE], y_here[PIECE], v_here[PIECE], p_here[PIECE], l_here[PIECE];
+  const ptrdiff_t cols = a->cols; const bool direct = stored_as_is<T>(a->storage); double total = 0;
+  const bool streamed = a->stream && direct && a->grad.outer == cols * (ptrdiff_t)sizeof(T);
+  for (ptrdiff_t i = begin; i < end; i += PIECE) {
+    const ptrdiff_t n = end - i < PIECE ? end - i : ptrdiff_t(PIECE), whole = n / N * N, left = n - whole;
+    Piece<T> p = {};
+    p.z = direct ? piece<T>(a->values, cols, sizeof(T), i, n, z_here) : widened(a, a->values, i, n, z_here);
+    p.y = piece<T>(a->targets, cols, sizeof(T), i, n, y_here);
+    if (a->weight.data) p.v = piece<T>(a->weight, cols, a->weight.cls, i, n, v_here);
+    if (a->pos_weight.data) p.pi = piece<T>(a->pos_weight, cols, a->pos_weight.cls, i, n, p_here);
+    if (a->grad.data) p.g = direct && !streamed ? place<T>(a->grad, cols, i, n, g_here) : g_here;
+    if (a->hess.data) p.h = direct ? place<T>(a->hess, cols, i, n, h_here) : h_here;
+    p.e = p.loss = l_here;
+    bool odd = whole_vectors<T, PLAIN, MEMBER>(a, p, whole);
+    if (left) {                                                        // the ragged end, padded
+      alignas(64) T pad[7][N] = {};
+      const size_t bytes = left * sizeof(T); Piece<T> last = {pad[0], pad[1], p.v ? pad[2] : 0, p.pi ? pad[3] : 0, pad[4], pad[4], 0, 0};
+      if (p.g) last.g = pad[5];
+      if (p.h) last.h = pad[6];
+      __builtin_memcpy(pad[0], p.z + whole, bytes); __builtin_memcpy(pad[1], p.y + whole, bytes);
+      if (p.v) __builtin_memcpy(pad[2], p.v + whole, bytes);
+      if (p.pi) __builtin_memcpy(pad[3], p.pi + whole, bytes);
+      odd |= whole_vectors<T, PLAIN, MEMBER>(a, last, N);
+      __builtin_memcpy(l_here + whole, pad[4], bytes);
+      if (p.g) __builtin_memcpy(p.g + whole, pad[5], bytes);
+      if (p.h) __builtin_memcpy(p.h + whole, pad[6], bytes);
+    }
+    if (odd && out->bad_target < 0) { const ptrdiff_t bad = first_outside(p.y, n); if (bad >= 0) out->bad_target = i + bad; }
+    if (streamed) stream((const char*)g_here, a->grad.data + i * sizeof(T), n * sizeof(T));
+    else if (p.g == g_here) put<T>(a, a->grad, i, n, g_here);
+    if (p.h == h_here) put<T>(a, a->hess, i, n, h_here);
+    if (a->loss.data) put_as_is(a->loss, cols, i, n, l_here);
+    for (ptrdiff_t k = n; k % (4 * N); k++) l_here[k] = 0;
+    total += sum_of(l_here, n);
+  }
+  if (streamed) finish_stream();
   out->loss += total;
 }
 template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
-  if (a->family == fx::BINARY_CROSS_ENTROPY) sigmoid_loop<T, true>(a, begin, end, out);
-  else sigmoid_loop<T, false>(a, begin, end, out);
+  if (a->family != fx::BINARY_CROSS_ENTROPY) sigmoid_loop<T, false, true>(a, begin, end, out);
+  else if (a->weight.data || a->pos_weight.data || a->smoothing != 0 || a->hess.data) sigmoid_loop<T, false, false>(a, begin, end, out);
+  else sigmoid_loop<T, true, false>(a, begin, end, out);
 }
 
 // From probabilities, with libm's logarithms: not a hot loop.  No clamp; p - y is exact where it matters.
@@ -214,16 +286,20 @@ template <class T> static void binary(const Elements* a, ptrdiff_t begin, ptrdif
 
 // Sum of the weights (element count without weights), and the first target outside [0, 1].
 template <class T> static void weights(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
-  alignas(64) T y_here[PIECE], v_here[PIECE]; double total = 0;
+  typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
+  alignas(64) T y_here[PIECE], v_here[PIECE]; Wide<T> sum; double rest = 0;
   for (ptrdiff_t i = begin; i < end; i += PIECE) {
-    const ptrdiff_t n = end - i < PIECE ? end - i : PIECE;
-    const ptrdiff_t bad = first_outside(piece<T>(a->targets, a->cols, sizeof(T), i, n, y_here), n);
-    if (bad >= 0 && out->bad_target < 0) out->bad_target = i + bad;
-    if (!a->weight.data) { total += (double)n; continue; }
-    const T* v = piece<T>(a->weight, a->cols, a->weight.cls, i, n, v_here);
-    for (ptrdiff_t k = 0; k < n; k++) total += v[k];
+    const ptrdiff_t n = end - i < PIECE ? end - i : ptrdiff_t(PIECE), whole = n / N * N;
+    const T* const y = piece<T>(a->targets, a->cols, sizeof(T), i, n, y_here);
+    typename Vec<T>::UV odd = {};
+    for (ptrdiff_t k = 0; k < whole; k += N) odd |= odd_bits<T>(*(const Loose*)(y + k), T(1) - *(const Loose*)(y + k));
+    if ((is_odd<T>(odd) || whole < n) && out->bad_target < 0) { const ptrdiff_t bad = first_outside(y, n); if (bad >= 0) out->bad_target = i + bad; }
+    if (!a->weight.data) { rest += (double)n; continue; }
+    const T* const v = piece<T>(a->weight, a->cols, a->weight.cls, i, n, v_here);
+    for (ptrdiff_t k = 0; k < whole; k += N) sum.add(*(const Loose*)(v + k));
+    for (ptrdiff_t k = whole; k < n; k++) rest += v[k];
   }
-  out->total += total;
+  out->total += sum.total() + rest;
 }
 
 }}  // namespace

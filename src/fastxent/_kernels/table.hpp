@@ -53,6 +53,7 @@ struct Elements {                   // (rows, cols), the last axis of values, ta
   Matrix weight, pos_weight;        // outer, cls: strides of rows and columns
   double smoothing, scale;
   Matrix loss, grad, hess;
+  int stream;                       // the gradient is larger than the cache and lies apart from the values
 };
 
 struct ElementsOut { double loss, total; int64_t bad_target, bad_value; };
