@@ -53,7 +53,7 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
       *(V*)c = sh.c; *(V*)lo = sh.lo; *(UV*)add = sh.add; *(V*)high = m;
       // Rows of the limits, before their logits are overwritten.  The maximum may be NaN or pass over one; then the sum tells.
       uint64_t skip = 0; const IV limited = ~((m > -inf) & (m < inf));
-      if (__builtin_expect(any_of<T>(limited), 0))
+      if (__builtin_expect(any_of(limited), 0))
         for (ptrdiff_t r = 0; r < nb; r++)
           if (limited[r]) {
             skip |= (uint64_t)1 << r;
@@ -68,7 +68,7 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
           const VShift<T> s = {V{} + c[r], V{} + lo[r], UV{} + add[r]}; const V mm = V{} + high[r], last = *(const Loose*)(z[r] + K - N);
           if (a->grad.data) row_part<T, MODE, true>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p);
           else row_part<T, MODE, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p);
-          if (MODE >= SOFT && any_of<T>(p.negative) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
+          if (MODE >= SOFT && any_of(p.negative) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         }
         part[0][r] = p.rest; part[1][r] = p.all;
         if (MODE != LABEL) { part[2][r] = p.far; part[3][r] = p.share; }

@@ -167,7 +167,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
         }
       }
     }
-    if (__builtin_expect(any_of<T>(~unlimited), 0))
+    if (__builtin_expect(any_of(~unlimited), 0))
       for (ptrdiff_t r = 0; r < nb; r++) {
         const T u = LSE[r];
         if (weight[r] != 0 && !(u > -inf && u < inf))

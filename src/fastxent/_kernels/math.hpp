@@ -167,6 +167,14 @@ template <class P, class D> FX_INLINE D doubles(P x, D) {
   return __builtin_convertvector(x, D);
 }
 
+// Whether any bit of a vector is set
+template <class M> FX_INLINE bool any_of(const M& mask) {
+  uint64_t any = 0, words[FX_BYTES / 8];
+  __builtin_memcpy(words, &mask, sizeof words);
+  for (const uint64_t word : words) any |= word;
+  return any != 0;
+}
+
 // Double sums of vectors of either type
 template <class T> struct Wide {
   typedef double D __attribute__((vector_size(FX_BYTES))); D parts[8 / sizeof(T)] = {};

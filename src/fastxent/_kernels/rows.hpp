@@ -5,13 +5,6 @@ using fx::Matrix; using fx::SoftmaxRows; using fx::BlockOut;
 enum { CHUNK = 2048, GROUP = 64 };       // classes between two additions to the double sums; rows whose labels are taken at once
 enum Mode { LABEL, SMOOTH, SMOOTH_WEIGHTED, SOFT, SOFT_WEIGHTED };   // targets: labels; smoothed, with class weights; distributions
 
-template <class T> FX_INLINE bool any_of(const typename Vec<T>::IV mask) {
-  uint64_t any = 0, words[FX_BYTES / 8];
-  __builtin_memcpy(words, &mask, sizeof words);
-  for (const uint64_t word : words) any |= word;
-  return any != 0;
-}
-
 // A run of rows that lie evenly: rows [i, i + count) start at `at`, `stride` bytes apart.
 struct Run { char* at; ptrdiff_t count, stride; };
 FX_INLINE Run run_at(const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n) {

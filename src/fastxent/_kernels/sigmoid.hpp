@@ -53,11 +53,6 @@ template <class T> static inline const T* widened(const Elements* a, const Matri
   }
   return local;
 }
-template <class UV> FX_INLINE uint64_t any_of(UV mask) {
-  uint64_t parts[FX_BYTES / 8], all = 0; __builtin_memcpy(parts, &mask, sizeof parts);
-  for (uint64_t part : parts) all |= part;
-  return all;
-}
 // Bits that gather in `odd` where a target lies outside [0, 1] (or is -0): the sign of y or of 1 - y, or an exponent of 2 and more.
 template <class T> FX_INLINE typename Vec<T>::UV odd_bits(typename Vec<T>::V y, typename Vec<T>::V not_y) {
   typedef typename Vec<T>::UV UV; return (UV)y | (UV)not_y;

@@ -139,7 +139,7 @@ template <class T> static void softmax(const SoftmaxRows* a, ptrdiff_t begin, pt
 // ---- denominators of the reductions, and the check of the targets, without the logits --------------------------------
 
 // The sum of n numbers; false if one of them is negative or NaN.
-template <class T> static bool sum_of(const T* t, ptrdiff_t n, double* sum) {
+template <class T> static bool checked_sum(const T* t, ptrdiff_t n, double* sum) {
   double all = 0; int wrong = 0;
   for (ptrdiff_t k0 = 0; k0 < n; k0 += CHUNK) {
     const ptrdiff_t stop = n - k0 > CHUNK ? k0 + CHUNK : n; T part = 0;
@@ -163,11 +163,11 @@ template <class T> static void totals(const SoftmaxRows* a, ptrdiff_t begin, ptr
     } else {
       const bool in_line = a->inner == 1 && a->soft.cls == sizeof(T) && a->soft.outer == a->classes * (ptrdiff_t)sizeof(T);
       double block = 0;
-      if (in_line && !w && !a->weight.data && sum_of((const T*)(a->soft.data + i0 * a->soft.outer), nb * a->classes, &block)) { total += block; continue; }
+      if (in_line && !w && !a->weight.data && checked_sum((const T*)(a->soft.data + i0 * a->soft.outer), nb * a->classes, &block)) { total += block; continue; }
       for (ptrdiff_t r = 0; r < nb; r++) {
         const char* tp = run_at(a->soft, a->inner, i0 + r, 1).at; const ptrdiff_t K = a->classes, cls = a->soft.cls;
         double sum = 0; bool right = true;
-        if (cls == sizeof(T) && !w) right = sum_of((const T*)tp, K, &sum);
+        if (cls == sizeof(T) && !w) right = checked_sum((const T*)tp, K, &sum);
         else
           for (ptrdiff_t k0 = 0; k0 < K; k0 += CHUNK) {
             const ptrdiff_t stop = K - k0 > CHUNK ? k0 + CHUNK : K; T part = 0;
