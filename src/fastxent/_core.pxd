@@ -12,6 +12,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         int family
         double a
         double b
+        int divergence
         int teacher_logits
         Py_ssize_t inner
         Py_ssize_t classes
@@ -35,6 +36,17 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         Matrix hess
         int stream
         Matrix x
+    struct Solve:
+        const SoftmaxRows* terms
+        const int* groups
+        int n_terms
+        int n_groups
+        int storage
+        Py_ssize_t inner
+        Py_ssize_t classes
+        Matrix damping
+        Matrix rhs
+        Matrix out
     struct BlockOut:
         double loss
         double total
@@ -63,6 +75,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         int64_t bad_target
         int64_t bad_value
     ctypedef void (*rows_fn)(const SoftmaxRows*, Py_ssize_t, Py_ssize_t, char*, BlockOut*) noexcept nogil
+    ctypedef void (*solve_fn)(const Solve*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
     ctypedef void (*elements_fn)(const Elements*, Py_ssize_t, Py_ssize_t, ElementsOut*) noexcept nogil
     struct Table:
         const char* name
@@ -70,10 +83,13 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         rows_fn hvp[2]
         rows_fn totals[2]
         rows_fn divergence[2]
+        rows_fn upper[2]
+        solve_fn solve[2]
         elements_fn sigmoid[2]
         elements_fn binary[2]
         elements_fn weights[2]
     Py_ssize_t scratch_of(const SoftmaxRows*)
+    Py_ssize_t solve_scratch "fx::scratch_of"(const Solve*)
     const int LANES
 
 cdef extern from "team.hpp" namespace "fx" nogil:

@@ -6,10 +6,13 @@ __all__ = [
     "binary_elements",
     "divergence_hvp",
     "divergence_rows",
+    "divergence_upper",
     "element_totals",
     "sigmoid_elements",
     "softmax_hvp",
     "softmax_rows",
+    "softmax_solve",
+    "softmax_upper",
     "target_totals",
 ]
 
@@ -83,6 +86,44 @@ def divergence_hvp(
     family: str,
     beta: float = 0.5,
 ) -> int: ...
+def softmax_upper(
+    logits: NDArray[Any],
+    targets: NDArray[Any],
+    sample_weight: NDArray[Any] | None,
+    class_weight: NDArray[Any] | None,
+    logit_bias: NDArray[Any] | None,
+    label_smoothing: float,
+    exclude_target: bool,
+    ignore_index: int | None,
+    z_loss: float,
+    temperature: float,
+    scale: float,
+    upper_out: NDArray[Any],
+    num_threads: int,
+    family: str = "cross_entropy",
+    a: float = 0.0,
+    b: float = 0.0,
+) -> int: ...
+def divergence_upper(
+    logits: NDArray[Any],
+    teacher: NDArray[Any] | None,
+    teacher_logits: bool,
+    sample_weight: NDArray[Any] | None,
+    ignore_index: int | None,
+    temperature: float,
+    scale: float,
+    upper_out: NDArray[Any],
+    num_threads: int,
+    family: str,
+    beta: float = 0.5,
+) -> int: ...
+def softmax_solve(
+    terms: tuple[tuple[Any, ...], ...],
+    damping: NDArray[Any],
+    rhs: NDArray[Any],
+    x_out: NDArray[Any],
+    num_threads: int,
+) -> None: ...
 def target_totals(
     targets: NDArray[Any],
     sample_weight: NDArray[Any] | None,

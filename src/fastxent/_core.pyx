@@ -29,10 +29,13 @@ __all__ = [
     "binary_elements",
     "divergence_hvp",
     "divergence_rows",
+    "divergence_upper",
     "element_totals",
     "sigmoid_elements",
     "softmax_hvp",
     "softmax_rows",
+    "softmax_solve",
+    "softmax_upper",
     "target_totals",
 ]
 
@@ -196,16 +199,58 @@ cdef int fill(
     return 0
 
 
+cdef int fill_loss(
+    Rows* r, cnp.ndarray logits, cnp.ndarray targets, cnp.ndarray sample_weight, cnp.ndarray class_weight,
+    cnp.ndarray logit_bias, double label_smoothing, bint exclude_target, object ignore_index, double z_loss,
+    double temperature, double scale, str family, double a, double b
+) except -1:
+    """What the functions over softmax losses share."""
+    fill(r, logits, targets, sample_weight, class_weight, cnp.PyArray_DIM(logits, 1), ignore_index)
+    cdef SoftmaxRows* call = &r.call
+    call.family, call.a, call.b = FAMILIES[family], a, b
+    call.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
+    call.smoothing, call.exclude, call.z_loss = label_smoothing, exclude_target, z_loss
+    call.temperature, call.scale = temperature, scale
+    return 0
+
+
+cdef int fill_divergence(
+    Rows* r, cnp.ndarray logits, cnp.ndarray teacher, bint teacher_logits, cnp.ndarray sample_weight, object ignore_index,
+    double temperature, double scale, str family, double beta
+) except -1:
+    """What the functions over divergences share."""
+    memset(&r.call, 0, sizeof(SoftmaxRows))
+    cdef SoftmaxRows* a = &r.call
+    a.divergence, a.family, a.a = 1, DIVERGENCES[family], beta
+    a.storage = storage_of(logits)
+    matrix(&a.logits, logits)
+    a.classes, a.inner = cnp.PyArray_DIM(logits, 1), cnp.PyArray_DIM(logits, 2)
+    r.rows = cnp.PyArray_DIM(logits, 0) * a.inner
+    if teacher is not None and cnp.PyArray_NDIM(teacher) == 2:
+        set_labels(a, teacher, ignore_index)
+    else:
+        matrix(&a.soft, teacher)
+    a.teacher_logits = teacher_logits
+    matrix(&a.weight, sample_weight)
+    a.temperature, a.scale = temperature, scale
+    return 0
+
+
+cdef Py_ssize_t rows_per_block(Py_ssize_t K, Py_ssize_t inner) noexcept:
+    cdef Py_ssize_t step = max(1, BLOCK // K)
+    if step >= LANES:
+        step = (step + LANES - 1) // LANES * LANES
+    if inner > 1 and step >= inner:
+        # whole pieces of the inner axis, so that a group of lanes does not straddle two blocks
+        step = max(step // inner, 1) * inner
+    return step
+
+
 cdef int run_rows(Rows* r, int num_threads, BlockOut* total) except -1:
     """Run the kernel over all blocks and add their results in order."""
     cdef Py_ssize_t K = r.call.classes, blocks, kept, b
     cdef int threads = 1
-    r.step = max(1, BLOCK // K)
-    if r.step >= LANES:
-        r.step = (r.step + LANES - 1) // LANES * LANES
-    if r.call.inner > 1:
-        # whole pieces of the inner axis, so that a group of lanes does not straddle two blocks
-        r.step = max(r.step // r.call.inner, 1) * r.call.inner if r.step >= r.call.inner else r.step
+    r.step = rows_per_block(K, r.call.inner)
     blocks = (r.rows + r.step - 1) // r.step
     if r.rows > ALONE // K:
         threads = <int>min(team_size(num_threads), blocks)
@@ -264,15 +309,9 @@ def softmax_rows(
     """Softmax cross-entropy of every row, with whichever of gradient and Hessian diagonal has a buffer."""
     cdef Rows r
     cdef BlockOut total
-    fill(&r, logits, targets, sample_weight, class_weight, cnp.PyArray_DIM(logits, 1), ignore_index)
+    fill_loss(&r, logits, targets, sample_weight, class_weight, logit_bias, label_smoothing, exclude_target, ignore_index,
+              z_loss, temperature, scale, family, a, b)
     cdef SoftmaxRows* call = &r.call
-    call.family, call.a, call.b = FAMILIES[family], a, b
-    call.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
-    call.smoothing = label_smoothing
-    call.exclude = exclude_target
-    call.z_loss = z_loss
-    call.temperature = temperature
-    call.scale = scale
     matrix(&call.loss, loss_out)
     matrix(&call.lse, lse_out)
     matrix(&call.grad, grad_out)
@@ -305,42 +344,14 @@ def softmax_hvp(
     """Hessian-vector product of every row: v (c (p x - p (p.x)) + 2 z_loss p (p.x)), times `scale`."""
     cdef Rows r
     cdef BlockOut total
-    fill(&r, logits, targets, sample_weight, class_weight, cnp.PyArray_DIM(logits, 1), ignore_index)
+    fill_loss(&r, logits, targets, sample_weight, class_weight, logit_bias, label_smoothing, exclude_target, ignore_index,
+              z_loss, temperature, scale, family, a, b)
     cdef SoftmaxRows* call = &r.call
-    call.family, call.a, call.b = FAMILIES[family], a, b
-    call.bias = NULL if logit_bias is None else cnp.PyArray_DATA(logit_bias)
-    call.smoothing = label_smoothing
-    call.exclude = exclude_target
-    call.z_loss = z_loss
-    call.temperature = temperature
-    call.scale = scale
     matrix(&call.x, x)
     matrix(&call.grad, hvp_out)
     r.run = table.hvp[call.storage == 1]
     run_rows(&r, num_threads, &total)
     return total.bad
-
-
-cdef int fill_divergence(
-    Rows* r, cnp.ndarray logits, cnp.ndarray teacher, bint teacher_logits, cnp.ndarray sample_weight, object ignore_index,
-    double temperature, double scale, str family, double beta
-) except -1:
-    memset(&r.call, 0, sizeof(SoftmaxRows))
-    cdef SoftmaxRows* a = &r.call
-    a.family, a.a = DIVERGENCES[family], beta
-    a.storage = storage_of(logits)
-    matrix(&a.logits, logits)
-    a.classes, a.inner = cnp.PyArray_DIM(logits, 1), cnp.PyArray_DIM(logits, 2)
-    r.rows = cnp.PyArray_DIM(logits, 0) * a.inner
-    if teacher is not None and cnp.PyArray_NDIM(teacher) == 2:
-        set_labels(a, teacher, ignore_index)
-    else:
-        matrix(&a.soft, teacher)
-    a.teacher_logits = teacher_logits
-    matrix(&a.weight, sample_weight)
-    a.temperature, a.scale = temperature, scale
-    r.run = table.divergence[a.storage == 1]
-    return 0
 
 
 def divergence_rows(
@@ -365,6 +376,7 @@ def divergence_rows(
     matrix(&r.call.loss, loss_out)
     matrix(&r.call.grad, grad_out)
     matrix(&r.call.hess, hess_out)
+    r.run = table.divergence[r.call.storage == 1]
     run_rows(&r, num_threads, &total)
     return total.loss, total.bad
 
@@ -389,8 +401,119 @@ def divergence_hvp(
     fill_divergence(&r, logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, scale, family, beta)
     matrix(&r.call.x, x)
     matrix(&r.call.grad, hvp_out)
+    r.run = table.divergence[r.call.storage == 1]
     run_rows(&r, num_threads, &total)
     return total.bad
+
+
+def softmax_upper(
+    cnp.ndarray logits not None,
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    cnp.ndarray class_weight,
+    cnp.ndarray logit_bias,
+    double label_smoothing,
+    bint exclude_target,
+    ignore_index,
+    double z_loss,
+    double temperature,
+    double scale,
+    cnp.ndarray upper_out not None,
+    int num_threads,
+    str family="cross_entropy",
+    double a=0.0,
+    double b=0.0,
+):
+    """A diagonal D, not negative, with D - H positive semidefinite for the Hessian H of every row, times `scale`."""
+    cdef Rows r
+    cdef BlockOut total
+    fill_loss(&r, logits, targets, sample_weight, class_weight, logit_bias, label_smoothing, exclude_target, ignore_index,
+              z_loss, temperature, scale, family, a, b)
+    matrix(&r.call.hess, upper_out)
+    r.run = table.upper[r.call.storage == 1]
+    run_rows(&r, num_threads, &total)
+    return total.bad
+
+
+def divergence_upper(
+    cnp.ndarray logits not None,
+    cnp.ndarray teacher,
+    bint teacher_logits,
+    cnp.ndarray sample_weight,
+    ignore_index,
+    double temperature,
+    double scale,
+    cnp.ndarray upper_out not None,
+    int num_threads,
+    str family,
+    double beta=0.5,
+):
+    """A diagonal that dominates the Hessian of every row of `divergence_rows`, times `scale`."""
+    cdef Rows r
+    cdef BlockOut total
+    fill_divergence(&r, logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, scale, family, beta)
+    matrix(&r.call.hess, upper_out)
+    r.run = table.upper[r.call.storage == 1]
+    run_rows(&r, num_threads, &total)
+    return total.bad
+
+
+cdef struct Systems:
+    Solve call
+    solve_fn run
+    Py_ssize_t rows, step, scratch_size
+    char* scratch
+
+
+cdef void systems_block(void* context, Py_ssize_t block, int slot) noexcept nogil:
+    cdef Systems* s = <Systems*>context
+    cdef Py_ssize_t begin = block * s.step
+    s.run(&s.call, begin, min(begin + s.step, s.rows), s.scratch + slot * s.scratch_size)
+
+
+def softmax_solve(tuple terms, cnp.ndarray damping not None, cnp.ndarray rhs not None, cnp.ndarray x_out not None, int num_threads):
+    """(damping + H) x = rhs, row by row, in O(n_classes): H the sum of the Hessians of softmax losses and divergences."""
+    cdef Systems s
+    cdef Rows r
+    cdef SoftmaxRows* calls = <SoftmaxRows*>malloc(max(len(terms), 1) * sizeof(SoftmaxRows))
+    cdef int* groups = <int*>malloc(max(len(terms), 1) * sizeof(int))
+    cdef char* memory = NULL
+    cdef Py_ssize_t blocks
+    cdef int threads = 1, n = 0
+    try:
+        if calls == NULL or groups == NULL:
+            raise MemoryError("no memory for the terms of a system")
+        memset(&s, 0, sizeof(Systems))
+        for name, group, *arguments in terms:
+            if name == "softmax":
+                logits, targets, weight, classes, bias, smoothing, exclude, ignore, z_loss, temperature, scale, family, a, b = arguments
+                fill_loss(&r, logits, targets, weight, classes, bias, smoothing, exclude, ignore, z_loss, temperature, scale, family, a, b)
+            else:
+                logits, teacher, softened, weight, ignore, temperature, scale, family, beta = arguments
+                fill_divergence(&r, logits, teacher, softened, weight, ignore, temperature, scale, family, beta)
+            calls[n], groups[n] = r.call, group
+            s.call.n_groups = max(s.call.n_groups, groups[n] + 1)
+            n += 1
+        s.call.terms, s.call.groups, s.call.n_terms, s.call.storage = calls, groups, n, storage_of(x_out)
+        s.call.classes, s.call.inner, s.rows = r.call.classes, r.call.inner, r.rows
+        matrix(&s.call.damping, damping)
+        matrix(&s.call.rhs, rhs)
+        matrix(&s.call.out, x_out)
+        s.run = table.solve[r.call.storage == 1]
+        s.step = rows_per_block(r.call.classes, r.call.inner)
+        blocks = (s.rows + s.step - 1) // s.step
+        if s.rows > ALONE // r.call.classes:
+            threads = <int>min(team_size(num_threads), blocks)
+        s.scratch_size = (solve_scratch(&s.call) * 8 + 127) // 64 * 64
+        memory = <char*>malloc(threads * s.scratch_size + 64)
+        if memory == NULL:
+            raise MemoryError("no memory for the kernel's scratch")
+        s.scratch = memory + (64 - <size_t>memory % 64)
+        over_blocks(systems_block, &s, blocks, threads)
+    finally:
+        free(calls)
+        free(groups)
+        free(memory)
 
 
 def target_totals(

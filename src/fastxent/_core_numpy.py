@@ -18,10 +18,13 @@ __all__ = [
     "binary_elements",
     "divergence_hvp",
     "divergence_rows",
+    "divergence_upper",
     "element_totals",
     "sigmoid_elements",
     "softmax_hvp",
     "softmax_rows",
+    "softmax_solve",
+    "softmax_upper",
     "target_totals",
 ]
 
@@ -166,6 +169,140 @@ def softmax_hvp(
         product += bend - rows.p * bend.sum(axis=1, keepdims=True)
     _store(hvp_out, product, weight * (scale / temperature**2), weight == 0)
     return bad
+
+
+@_quiet
+def softmax_upper(
+    logits,
+    targets,
+    sample_weight,
+    class_weight,
+    logit_bias,
+    label_smoothing,
+    exclude_target,
+    ignore_index,
+    z_loss,
+    temperature,
+    scale,
+    upper_out,
+    num_threads,
+    family="cross_entropy",
+    a=0.0,
+    b=0.0,
+):
+    """A diagonal D, not negative, with D - H positive semidefinite for the Hessian H of every row, times `scale`.
+
+    The sums of the rows' absolute values: diag p - p p' <= 2 diag p (1 - p), d d' <= diag |d_k| sum |d_j| =
+    2 diag |d_k| (1 - p_y) for d = p - e_y, and p p' <= diag p.  In float64 for any storage, as the next functions.
+
+    Returns the first row with a bad target, or -1.
+    """
+    rows, slope, own, weight, bad = _curvature(
+        logits,
+        targets,
+        sample_weight,
+        class_weight,
+        logit_bias,
+        label_smoothing,
+        exclude_target,
+        ignore_index,
+        z_loss,
+        temperature,
+        family,
+        a,
+        b,
+    )
+    sign = np.sign(weight)[:, None]
+    bend = np.maximum(-sign * own, 0)
+    upper = np.maximum(sign * slope, 0) * rows.p * rows.one_minus_p
+    upper += rows.p * (bend.sum(axis=1, keepdims=True) - bend) + rows.one_minus_p * bend
+    upper += np.maximum(sign, 0) * z_loss * rows.p
+    _store(upper_out, upper, np.abs(weight) * (2 * scale / temperature**2), weight == 0)
+    return bad
+
+
+@_quiet
+def divergence_upper(
+    logits,
+    teacher,
+    teacher_logits,
+    sample_weight,
+    ignore_index,
+    temperature,
+    scale,
+    upper_out,
+    num_threads,
+    family,
+    beta=0.5,
+):
+    """A diagonal that dominates the Hessian of every row of `divergence_rows`, times `scale`.
+
+    The Hessian is C' diag(w) C with C = I - 1 Q' and w = f Q b.  Without the negative w, and by
+    (x_k - Q.x)^2 <= 2 (1 - Q_k) ((1 - Q_k) x_k^2 + sum_(j != k) Q_j x_j^2), it is at most
+    2 w_k (1 - Q_k)^2 + 2 Q_k sum_(j != k) w_j (1 - Q_j).
+
+    Returns the first row with a bad label or a negative P, or -1.
+    """
+    rows, weight, bad, it = _divergence(
+        logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, family, beta
+    )
+    w = np.maximum(weight[:, None] * it.factor * rows.p * it.b, 0) * rows.one_minus_p
+    upper = w * rows.one_minus_p + rows.p * (w.sum(axis=1, keepdims=True) - w)
+    _store(upper_out, upper, np.full(len(weight), 2 * scale / temperature**2), weight == 0)
+    return bad
+
+
+@_quiet
+def softmax_solve(terms, damping, rhs, x_out, num_threads):
+    """(damping + H) x = rhs, row by row, in O(n_classes): H the sum of the Hessians of softmax losses and divergences.
+
+    terms: tuples ("softmax", group, the arguments of `softmax_rows` up to `scale`, family, a, b) or ("divergence",
+    group, the arguments of `divergence_rows` up to `scale`, family, beta), over the same logits.  Terms of one group,
+    numbered from 0, have the same logit_bias and temperature.  damping and rhs are (outer, classes, inner), float64.
+
+    With p = softmax(u) and C = I - 1 p', every such Hessian is C' diag(w) C + zeta p p', w = S p - q P / (1 - p) and
+    zeta = 2 z_loss for a softmax loss, w = f Q b for a divergence, so those of a group add up.  With m = p.x and
+    t = w.(x - m) - zeta m for every group, a row of the system is
+
+        (damping + sum w) x = rhs + sum (w m + p t),
+
+    and p.x = m with the definition of t are two equations for each m and t.  In those for m_0 and m_g - m_0 nothing
+    cancels as the damping goes to 0, for 1 - sum_k p w / d = sum_k p damping / d.  Where d = damping + sum w is all but
+    0 without the matrix being singular, w is moved by 1e-7 of its size: two steps of refinement undo that.
+    """
+    groups = {}
+    size, alive = 0.0, False
+    for kind, group, *arguments in terms:
+        if kind == "softmax":
+            *rest, z_loss, temperature, scale, family, a, b = arguments
+            rows, slope, own, weight, _ = _curvature(*rest, z_loss, temperature, family, a, b)
+            pull, back = slope * rows.p, _quotient(own, rows.one_minus_p)
+        else:
+            *rest, temperature, scale, family, beta = arguments
+            rows, weight, _, it = _divergence(*rest, temperature, family, beta)
+            pull, back, z_loss = it.factor * rows.p * it.b, 0.0, 0.0
+        live = (weight != 0)[:, None]
+        factor = weight[:, None] * (scale / temperature**2)
+        _, w, zeta = groups.get(group, (rows, 0.0, 0.0))
+        w = w + np.where(live, factor * (pull - back), 0)
+        groups[group] = rows, w, zeta + np.where(live, 2 * z_loss * factor, 0)
+        size = size + np.where(live, np.abs(factor) * (np.abs(pull) + np.abs(back)), 0)
+        alive = alive | live
+    groups = list(groups.values())
+    lam, r = _rows(damping), _rows(rhs)
+    d = lam + sum(w for _, w, _ in groups)
+    least = 1e-7 * (lam + size)
+    used = np.where(np.abs(d) < least, np.where(d < 0, -least, least), d)
+    x = _eliminated(groups, lam, used, used - d, r)
+    for _ in range(2):
+        rest = r - lam * x
+        for rows, w, zeta in groups:
+            bent = w * _centred(rows, x)
+            mean = (rows.p * x).sum(axis=1, keepdims=True)
+            rest -= bent - rows.p * (bent.sum(axis=1, keepdims=True) - zeta * mean)
+        x += _eliminated(groups, lam, used, used - d, rest)
+    x = np.where(alive, x, r / lam)
+    _store(x_out, x, np.ones(len(x)), np.zeros(len(x), bool))
 
 
 @_quiet
@@ -440,6 +577,89 @@ def _power(rows, r, b):
 
 
 _MEMBERS = {"cross_entropy": _cross_entropy, "focal": _focal, "linear": _linear, "power": _power}
+
+
+def _curvature(
+    logits,
+    targets,
+    sample_weight,
+    class_weight,
+    logit_bias,
+    label_smoothing,
+    exclude_target,
+    ignore_index,
+    z_loss,
+    temperature,
+    family,
+    a,
+    b,
+):
+    """Softmax rows in float64, S = sum_k q_k G_k + 2 z_loss lse, q_k P_k, weight of every row, first bad row or -1."""
+    rows = _softmax(logits.astype(np.float64), logit_bias, temperature)
+    _, q, weight, bad = _targets(
+        targets,
+        logits.shape[1],
+        rows.u.dtype,
+        sample_weight,
+        class_weight,
+        label_smoothing,
+        exclude_target,
+        ignore_index,
+    )
+    member = _MEMBERS[family](rows, a, b)
+    slope = _product(q, member.G).sum(axis=1, keepdims=True)
+    if z_loss:
+        # finite for a row of one +inf, whose curvature does not depend on it
+        slope = slope + 2 * z_loss * (rows.m + rows.log_sum)[:, None]
+    return rows, slope, _product(q, member.P), weight, bad
+
+
+def _eliminated(groups, lam, d, moved, r):
+    """x of `softmax_solve` for right-hand sides r; `moved` is added to w of the first group."""
+
+    def total(a):
+        return a.sum(axis=1)
+
+    p, w = [rows.p for rows, _, _ in groups], [w for _, w, _ in groups]
+    w[0] = w[0] + moved
+    n = len(groups)
+    columns = [d - lam, *w[1:], *p]
+    A, right = np.zeros((len(r), 2 * n, 2 * n)), np.empty((len(r), 2 * n))
+    for at, row in enumerate(p + w):
+        over = row / d
+        right[:, at] = -total(over * r)
+        A[:, at, 0] = -total(over * lam)
+        for column in range(1, 2 * n):
+            A[:, at, column] = total(over * columns[column])
+        group = at % n
+        if at < n:
+            if group:
+                A[:, at, group] -= 1
+        else:
+            if group:
+                A[:, at, group] -= total(row)
+            zeta = np.broadcast_to(groups[group][2], (len(r), 1))[:, 0]
+            for column in {0, group}:
+                A[:, at, column] -= zeta
+            A[:, at, n + group] -= 1
+    if n == 1:  # 1 - sum p w / d once more
+        A[:, 1, 1] = A[:, 0, 0]
+    unknowns = _small_solve(A, right)
+    return (r + sum(column * u[:, None] for column, u in zip(columns, unknowns.T, strict=True))) / d
+
+
+def _small_solve(A, right):
+    """Gauss and Jordan with row exchanges over a stack of systems; a singular one becomes NaN or infinite, in silence."""
+    A = np.concatenate([A, right[:, :, None]], axis=2)
+    every = np.arange(len(A))
+    for c in range(A.shape[1]):
+        best = c + np.abs(A[:, c:, c]).argmax(axis=1)
+        A[every, c], A[every, best] = A[every, best], A[every, c].copy()
+        A[:, c] /= A[:, c, c, None]
+        for j in range(A.shape[1]):
+            if j != c:
+                A[:, j] -= A[:, j, c, None] * A[:, c]
+    return A[:, :, -1]
 
 
 class _divergence_parts:

@@ -28,6 +28,7 @@ struct Matrix {                     // rows and classes somewhere in memory; dat
 struct SoftmaxRows {
   int storage, family;
   double a, b;                      // parameters of the family's member
+  int divergence;                   // `family` is one of Divergence
   int teacher_logits;               // divergences: `soft` holds logits, not probabilities
   ptrdiff_t inner, classes;
   Matrix logits;
@@ -41,6 +42,14 @@ struct SoftmaxRows {
   Matrix loss, lse, grad, hess;     // outputs; loss and lse in the dtype of the arithmetic
   int stream;                       // the gradient is larger than the cache and lies apart from the logits
   Matrix x;                         // Hessian-vector product only: grad = H x
+};
+
+// (damping + H) out = rhs row by row, H the sum of the terms' Hessians.  Terms of one group have one softmax.
+struct Solve {
+  const SoftmaxRows* terms; const int* groups;
+  int n_terms, n_groups, storage;   // storage of `out`
+  ptrdiff_t inner, classes;
+  Matrix damping, rhs, out;         // damping and rhs are double
 };
 
 struct BlockOut { double loss, total; int64_t counted, bad; };   // bad: first row with a bad target, or -1
@@ -59,11 +68,13 @@ struct Elements {                   // (rows, cols), the last axis of values, ta
 struct ElementsOut { double loss, total; int64_t bad_target, bad_value; };
 
 typedef void (*rows_fn)(const SoftmaxRows*, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut*);
+typedef void (*solve_fn)(const Solve*, ptrdiff_t begin, ptrdiff_t end, char* scratch);
 typedef void (*elements_fn)(const Elements*, ptrdiff_t begin, ptrdiff_t end, ElementsOut*);
 
 struct Table {
   const char* name;
-  rows_fn softmax[2], hvp[2], totals[2], divergence[2];  // by arithmetic: float, double
+  rows_fn softmax[2], hvp[2], totals[2], divergence[2], upper[2];   // by arithmetic: float, double
+  solve_fn solve[2];
   elements_fn sigmoid[2], binary[2], weights[2];
 };
 
@@ -85,6 +96,12 @@ static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
 // Numbers of scratch that a kernel wants per thread.
 static inline ptrdiff_t scratch_of(const SoftmaxRows* a) {
   return in_lanes(a) ? 4 * lanes_of(a) * a->classes : a->classes <= MOST_BATCHED ? LANES * a->classes : 6 * (a->classes + 8);
+}
+// In double, up to eight rows at once: four arrays for a term, six for the system, two for each softmax, and the small system.
+static inline ptrdiff_t scratch_of(const Solve* a) {
+  const ptrdiff_t n = 2 * a->n_groups;
+  return (in_lanes(a->terms) ? 8 * a->classes : a->classes + 8) * (10 + n) + 8 * n * (2 * n + 4);
+}
 }
 
 }  // namespace fx

@@ -6,10 +6,9 @@ denominator of the reduction, and the doors to the kernels.  A new loss is a dat
 """
 
 import abc
-import copy
 import dataclasses
 import numbers
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -58,11 +57,57 @@ class Call(abc.ABC):
         """Hessian times x."""
         raise TypeError(f"{type(self).__name__} has no Hessian product")
 
+    def hessian(self, factor):
+        """`Hessian`: factor times that of the call."""
+        raise TypeError(f"solve: the Hessian of {type(self).__name__} is not known as diagonal plus low rank")
+
     def solve(self, r, lam):
         """Solution of (lam I + H) x = r, row by row."""
-        raise TypeError(
-            "solve: expected a softmax or sigmoid loss f(p), whose Hessian is diagonal plus low rank"
-        )
+        hessian = self.hessian(1.0)
+        r = _checks.numbers_like(r, "r", np.dtype(np.float64))
+        if r.shape != hessian.source.shape:
+            raise ValueError(f"r: expected the shape of logits, {hessian.source.shape}, got {r.shape}")
+        shape, axis = hessian.source.shape, hessian.axis
+        if axis is not None:
+            shape = shape[:axis] + shape[axis + 1 :]
+        damping = _checks.per_row(lam, "lam", shape, np.dtype(np.float64))
+        if not (damping > 0).all():
+            raise ValueError(f"lam: expected positive numbers, got {damping.min()}")
+        if axis is not None:
+            damping = np.broadcast_to(np.expand_dims(damping, axis), r.shape)
+        if hessian.diagonal is not None:
+            damping = damping + hessian.diagonal
+        solution = np.empty_like(hessian.source, subok=False)
+        if not hessian.terms:
+            with np.errstate(all="ignore"):
+                solution[...] = r / damping
+            return solution
+        keys = list(dict.fromkeys(term.softmax for term in hessian.terms))
+        terms = tuple((term.kind, keys.index(term.softmax), *term.arguments) for term in hessian.terms)
+        rows = writable_rows(solution, axis)
+        systems = (_checks.layered(damping, axis), _checks.layered(r, axis), rows)
+        hessian.core.softmax_solve(terms, *systems, hessian.threads)
+        write_back(solution, rows, axis)
+        return solution
+
+
+class Term(NamedTuple):
+    """A term of a Hessian that couples a row's classes, as the kernel `softmax_solve` takes it."""
+
+    kind: str
+    softmax: tuple  # what makes its softmax: equal for terms that share one
+    arguments: tuple
+
+
+class Hessian(NamedTuple):
+    """A Hessian that is a diagonal plus terms over the rows along `axis` (None: the diagonal alone)."""
+
+    source: np.ndarray  # the logits
+    axis: int | None
+    diagonal: np.ndarray | None
+    terms: tuple
+    core: object
+    threads: int
 
 
 class Loss(abc.ABC):
@@ -168,6 +213,8 @@ class Loss(abc.ABC):
     ):
         """Solve (lam I + H) x = r for every row, H the Hessian of the reduced loss, in O(n_classes) per row.
 
+        Of sums too: the diagonals add up, and so do the terms of low rank that couple the classes of a row.
+
         Parameters
         ----------
         z, y, sample_weight, reduction, backend, num_threads, check
@@ -184,9 +231,9 @@ class Loss(abc.ABC):
         Raises
         ------
         TypeError
-            The Hessian of this loss is not diagonal plus low rank.
+            The loss has no curvature.
         ValueError
-            Shapes that do not fit; `lam` not positive.
+            Shapes that do not fit; `lam` not positive; a sum whose terms have their classes along different axes.
         """
         self._need_curvature("solve")
         return self._call(z, y, sample_weight, reduction, backend, num_threads, check).solve(r, lam)
@@ -416,11 +463,8 @@ class _ScaledCall(Call):
     def hvp(self, x):
         return self.scaled(self.call.hvp(x))
 
-    def solve(self, r, lam):
-        # By the unit and not through r / factor, which overflows for a small one.
-        call = copy.copy(self.call)
-        call.unit = call.unit * self.factor
-        return call.solve(r, lam)
+    def hessian(self, factor):
+        return self.call.hessian(factor * self.factor)
 
     def scaled(self, value):
         """The factor times a number or an array, in place; a factor of 0 annihilates what is not finite."""
@@ -457,12 +501,18 @@ class _SumCall(Call):
     def hvp(self, x):
         return _added((call.hvp(x),) for call in self.calls)[0]
 
-    def solve(self, r, lam):
-        if len(self.calls) == 1:
-            return self.calls[0].solve(r, lam)
-        raise TypeError(
-            "solve: a sum of losses has no closed solution; solve with hvp and conjugate gradients"
-        )
+    def hessian(self, factor):
+        parts = [call.hessian(factor) for call in self.calls]
+        axes = list(dict.fromkeys(part.axis for part in parts if part.axis is not None))
+        if len(axes) > 1:
+            raise ValueError(
+                f"solve: the terms have their classes along different axes, {axes[0]} and {axes[1]}, so their Hessians "
+                "share no rows to solve one by one; solve with hvp and conjugate gradients"
+            )
+        diagonals = [part.diagonal for part in parts if part.diagonal is not None]
+        terms = tuple(term for part in parts for term in part.terms)
+        diagonal = sum(diagonals) if diagonals else None
+        return Hessian(self.z, axes[0] if axes else None, diagonal, terms, parts[0].core, parts[0].threads)
 
 
 def _added(results):
@@ -486,6 +536,20 @@ def _added(results):
 
 def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+
+
+def writable_rows(array, axis):
+    """Array as (outer, classes, inner) for a kernel to fill: a view, or a fresh buffer where no view exists."""
+    rows = _checks.layered(array, axis)
+    if array.flags.aligned and (rows.size == 0 or np.may_share_memory(rows, array)):
+        return rows
+    return np.empty(rows.shape, array.dtype)
+
+
+def write_back(array, rows, axis):
+    """Copy a buffer of `writable_rows` that is no view to where the caller wants it."""
+    if array is not None and rows.size and not np.may_share_memory(rows, array):
+        array[...] = rows.reshape(array.shape)
 
 
 def as_tuple(values, name):

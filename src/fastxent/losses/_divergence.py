@@ -9,16 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import _checks, _core_numpy
-from ._base import Call, Loss
-from ._softmax import (
-    SoftmaxCall,
-    SoftmaxCrossEntropy,
-    SoftmaxOptions,
-    check_softmax_options,
-    writable_rows,
-    write_back,
-)
+from .. import _checks
+from ._base import Loss, Term, writable_rows, write_back
+from ._softmax import SoftmaxCall, SoftmaxCrossEntropy, SoftmaxOptions, check_softmax_options
 
 __all__ = ["BootstrappingLoss", "DistillationLoss", "JensenShannonLoss"]
 
@@ -137,36 +130,22 @@ class DivergenceCall(SoftmaxCall):
         return call
 
     def upper(self, hess):
-        """A diagonal that dominates every row's Hessian.
-
-        The Hessian is C' diag(w) C with C = I - 1 Q' and w = f Q b (see `_core_numpy._divergence_parts`). Without the
-        negative w, and by (x_k - Q.x)^2 <= 2 (1 - Q_k) ((1 - Q_k) x_k^2 + sum_(j != k) Q_j x_j^2), it is at most
-        2 w_k (1 - Q_k)^2 + 2 Q_k sum_(j != k) w_j (1 - Q_j). Forward KL: diag Q - Q Q' <= 2 diag Q (1 - Q), as for
-        labels.
-        """
+        """A diagonal that dominates every row's Hessian; for forward KL, as for labels, diag Q - Q Q' <= 2 diag Q (1 - Q)."""
         if self.family == "forward_kl":
             return np.multiply(np.abs(hess), 2, out=hess, casting="same_kind")
-        ignore, temperature = self.scalars[2], self.scalars[4]
-        scale = self.prepare(first=False) / temperature**2
-        for block, out in self.blocks(hess):
-            logits = self.problem.logits[block]
-            teacher = None if self.teacher is None else self.teacher[block]
-            weight = None if self.weight is None else self.weight[block]
-            with np.errstate(all="ignore"):
-                rows, weight, _, it = _core_numpy._divergence(
-                    logits, teacher, self.teacher_logits, weight, ignore, temperature, self.family, self.beta
-                )
-                Q, left, weight = rows.p, rows.one_minus_p, weight[:, None]
-                w = np.maximum(weight * it.factor * Q * it.b, 0) * left
-                bound = 2 * scale * (w * left + Q * (w.sum(axis=1, keepdims=True) - w))
-                bound[weight[:, 0] == 0] = 0
-            outer, n_classes, inner = logits.shape
-            out[...] = np.moveaxis(bound.reshape(outer, inner, n_classes), 2, 1)
+        rows = writable_rows(hess, self.problem.axis)
+        head = self.head(self.problem.logits, self.teacher, self.weight, self.prepare(first=False))
+        self.core.divergence_upper(*head, rows, self.threads, self.family, self.beta)
+        write_back(hess, rows, self.problem.axis)
         return hess
 
-    def solve(self, r, lam):
-        """No closed solution."""
-        return Call.solve(self, r, lam)
+    def hessian(self, factor):
+        """`Hessian`: factor times that of the reduced loss."""
+        head = self.head(
+            self.problem.logits, self.teacher, self.weight, self.prepare(first=self.check) * factor
+        )
+        softmax = self.scalars[4], None
+        return self._of_terms(factor, Term("divergence", softmax, (*head, self.family, self.beta)))
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)

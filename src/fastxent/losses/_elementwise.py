@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from .. import _backend, _checks
-from ._base import XGBOOST_FLOOR, Call, Loss, as_tuple, scalar
+from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, as_tuple, scalar
 
 __all__ = [
     "SigmoidCrossEntropy",
@@ -169,22 +169,11 @@ class ElementCall(Call):
         hess *= x
         return hess
 
-    def _solve_input(self, r, lam):
-        """Right-hand side and damping as float64, broadcastable to the logits, and an array for the solution."""
-        problem = self.problem
-        r = _checks.numbers_like(r, "r", np.dtype(np.float64))
-        if r.shape != problem.shape:
-            raise ValueError(f"r: expected the shape of logits, {problem.shape}, got {r.shape}")
-        lam = _checks.per_row(lam, "lam", problem.shape, np.dtype(np.float64))
-        if not (lam > 0).all():
-            raise ValueError(f"lam: expected positive numbers, got {lam.min()}")
-        return r, lam, np.empty(problem.shape, problem.source.dtype)
-
-    def solve(self, r, lam):
-        """Solution of (lam + h) x = r, element by element."""
-        r, lam, solution = self._solve_input(r, lam)
-        solution[...] = r / (lam + self.run(hess=True)[2])
-        return solution
+    def hessian(self, factor):
+        """`Hessian`: factor times that of the reduced loss, a diagonal."""
+        diagonal = self.run(hess=True)[2].astype(np.float64)
+        diagonal = diagonal * factor if factor else np.zeros(diagonal.shape)
+        return Hessian(self.problem.source, None, diagonal, (), self.core, self.threads)
 
 
 def element_rows(array, matrix):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import _backend, _checks, _core_numpy
-from ._base import XGBOOST_FLOOR, Call, Loss, as_tuple, scalar
+from .. import _backend, _checks
+from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, Term, as_tuple, scalar, writable_rows, write_back
 
 __all__ = [
     "SoftmaxCrossEntropy",
@@ -240,25 +240,8 @@ class SoftmaxCall(Call):
             raise ValueError(f"x: expected the shape of logits, {problem.shape}, got {x.shape}")
         product = np.empty_like(problem.source, subok=False)
         rows = writable_rows(product, problem.axis)
-        self.totals(first=False)
-        smoothing, exclude, ignore, z_loss, temperature = self.scalars
-        bad = self.core.softmax_hvp(
-            problem.logits,
-            problem.targets,
-            self.weight,
-            self.factors,
-            self.bias,
-            smoothing,
-            exclude,
-            ignore,
-            z_loss,
-            temperature,
-            self.unit / self.denominator if self.denominator else 0.0,
-            _checks.layered(x, problem.axis),
-            rows,
-            self.threads,
-            *self.member,
-        )
+        x = _checks.layered(x, problem.axis)
+        bad = self.core.softmax_hvp(*self.head(), x, rows, self.threads, *self.member)
         self.refuse(bad)
         write_back(product, rows, problem.axis)
         if self.denominator == 0:
@@ -307,201 +290,29 @@ class SoftmaxCall(Call):
         return call
 
     def upper(self, hess):
-        """Diagonal that dominates the Hessian of every row, by the sums of its rows' absolute values.
-
-        diag p - p p' <= 2 diag p (1 - p), d d' <= diag |d_k| sum |d_j| = 2 |d_k| (1 - p_y) for d = p - e_y, and
-        p p' <= diag p.
-        """
-        z_loss, temperature = self.scalars[3:]
-        half = self.problem.source.dtype.itemsize == 2
-        if not (half or self.problem.soft or self.scalars[0] or z_loss):
-            return self.upper_of_labels(hess)
-        scale = self.unit / self.denominator if self.denominator else 0.0
-        for block, out in self.blocks(hess):
-            rows = Rows(self, block)
-            sign = np.sign(rows.weight)[:, None]
-            factor = np.abs(rows.weight)[:, None] * (scale / temperature**2)
-            bound = 2 * np.maximum(sign * rows.slope, 0) * rows.p * rows.not_p
-            bend = np.maximum(-sign * rows.qP, 0)
-            bound += 2 * (rows.p * (bend.sum(axis=1, keepdims=True) - bend) + rows.not_p * bend)
-            if z_loss:
-                bound += np.maximum(sign, 0) * (2 * z_loss) * rows.p
-            bound *= factor
-            bound[rows.weight == 0] = 0
-            out[...] = rows.unrolled(bound)
+        """Diagonal that dominates the Hessian of every row."""
+        rows = writable_rows(hess, self.problem.axis)
+        self.refuse(self.core.softmax_upper(*self.head(), rows, self.threads, *self.member))
+        write_back(hess, rows, self.problem.axis)
         return hess
 
-    def upper_of_labels(self, hess):
-        """`upper` for labels: G and P are one number per row, and the rest comes from cross-entropy's kernel."""
-        problem, temperature = self.problem, self.scalars[4]
-        call = self.of_cross_entropy()
-        call.weight = call.factors = call.denominator = None
-        call.unit, call.reduction = 1.0, "none"
-        ell = call.run(hess=True, hess_out=hess)[0]
-        factor = self.factor_of_rows().astype(np.float64)
-        if self.factors is not None:
-            labels = problem.targets.reshape(problem.row_shape)
-            factor = factor * np.take(self.factors, np.where(factor == 0, 0, labels), mode="clip")
-        negative = False if self.weight is None else self.weight.reshape(problem.row_shape) < 0
-        with np.errstate(all="ignore"):
-            ell = ell.astype(np.float64)
-            family, a, b = self.member
-            member = _core_numpy._MEMBERS[family](_Label(np.exp(-ell), -np.expm1(-ell), ell), a, b)
-            slope = 2 * factor * np.where(negative, 0, member.G)
-            bend = 2 * factor * np.maximum(np.where(negative, member.P, -member.P), 0) / temperature
-            hess *= np.expand_dims(slope, problem.axis).astype(hess.dtype)
-            if bend.any():
-                grad = call.run(grad=True)[1]
-                np.abs(grad, out=grad)
-                grad *= np.expand_dims(bend, problem.axis).astype(grad.dtype)
-                hess += grad
-        dead = factor == 0
-        if dead.any():
-            np.copyto(hess, 0, where=np.expand_dims(dead, problem.axis))
-        return hess
-
-    def _solve_input(self, r, lam):
-        """Right-hand side and damping as float64, broadcastable to the logits, and an array for the solution."""
-        problem = self.problem
-        r = _checks.numbers_like(r, "r", np.dtype(np.float64))
-        if r.shape != problem.shape:
-            raise ValueError(f"r: expected the shape of logits, {problem.shape}, got {r.shape}")
-        lam = _checks.per_row(lam, "lam", problem.row_shape, np.dtype(np.float64))
-        if not (lam > 0).all():
-            raise ValueError(f"lam: expected positive numbers, got {lam.min()}")
-        return r, np.expand_dims(lam, problem.axis), np.empty_like(problem.source, subok=False)
-
-    def solve(self, r, lam):
-        """Solution of (lam I + H) x = r, row by row, in float64."""
-        r, lam, solution = self._solve_input(r, lam)
-        problem, axis = self.problem, self.problem.axis
+    def hessian(self, factor):
+        """`Hessian`: factor times that of the reduced loss."""
         self.totals(first=self.check)
-        scale = self.unit / self.denominator if self.denominator else 0.0
-        r, lam = _checks.layered(r, axis), problem.rows(lam)
-        for block, out in self.blocks(solution):
-            rows = Rows(self, block, np.float64)
-            factor = rows.weight * (scale / self.scalars[4] ** 2)
-            out[...] = rows.unrolled(
-                rows.solve(rows.rolled(r[block]), lam[block].reshape(-1), factor, self.scalars[3])
-            )
-        return solution
+        softmax = self.scalars[4], None if self.bias is None else self.bias.tobytes()
+        return self._of_terms(factor, Term("softmax", softmax, (*self.head(factor), *self.member)))
 
-    def blocks(self, array):
-        """Slices of the outer axis, small enough for the caches, each with what of `array` belongs to it."""
-        outer, n_classes, inner = self.problem.logits.shape
-        rows = writable_rows(array, self.problem.axis)
-        step = max(1, BLOCK // max(n_classes * inner, 1))
-        for start in range(0, outer, step):
-            block = slice(start, start + step)
-            yield block, rows[block]
-        write_back(array, rows, self.problem.axis)
+    def _of_terms(self, factor, term):
+        terms = (term,) if factor and self.denominator else ()
+        return Hessian(self.problem.source, self.problem.axis, None, terms, self.core, self.threads)
 
-
-BLOCK = 1 << 15
-
-
-class _Label(NamedTuple):
-    """What the specification's members read: p, 1 - p and -log p, here of the labels alone."""
-
-    p: np.ndarray
-    one_minus_p: np.ndarray
-    ell: np.ndarray
-
-
-class Rows:
-    """What the Hessians of a block of rows are made of, from the specification's own pieces; arrays are (rows, K).
-
-    With G and P = (1 - p) p dG/dp of the family's member, S = sum_k q_k G_k + 2 z_loss lse and d_k = p - e_k, a row's
-    Hessian is S (diag p - p p') - sum_k (q_k P_k / (1 - p_k)) d_k d_k' + 2 z_loss p p'.
-    """
-
-    def __init__(self, call, block, dtype=None):
-        problem = call.problem
-        logits, targets = problem.logits[block], problem.targets[block]
-        dtype = problem.dtype if dtype is None else np.dtype(dtype)
-        smoothing, exclude, ignore, z_loss, temperature = call.scalars
-        weight = None if call.weight is None else call.weight[block]
-        self.layout = logits.shape[0], logits.shape[2], logits.shape[1]
-        with np.errstate(all="ignore"):
-            rows = _core_numpy._softmax(logits.astype(dtype, copy=False), call.bias, temperature)
-            _, q, self.weight, _ = _core_numpy._targets(
-                targets, logits.shape[1], dtype, weight, call.factors, smoothing, exclude, ignore
-            )
-            family, a, b = call.member
-            member = _core_numpy._MEMBERS[family](rows, a, b)
-            self.p, self.not_p = rows.p, rows.one_minus_p
-            self.qP = _core_numpy._product(q, member.P)
-            self.slope = _core_numpy._product(q, member.G).sum(axis=1, keepdims=True)
-            if z_loss:
-                self.slope = self.slope + 2 * z_loss * (rows.m + rows.log_sum)[:, None]
-
-    def rolled(self, a):
-        """(outer, K, inner) as (rows, K)."""
-        return np.moveaxis(a, 1, 2).reshape(-1, a.shape[1])
-
-    def unrolled(self, a):
-        """(rows, K) as (outer, K, inner)."""
-        return np.moveaxis(a.reshape(self.layout), 2, 1)
-
-    def solve(self, r, lam, factor, z_loss):
-        """x with (lam I + factor H) x = r for every row.
-
-        With b_k = q_k P_k / (1 - p_k) and D = lam + factor (S p - b), the matrix is
-        diag D + factor U C U', U = [p, b], C = [[2 z_loss - S - sum b, 1], [1, 0]]: Woodbury's identity. Because
-        H 1 = 2 z_loss p, its determinant is
-
-            lam (sum(p/D) (1 + factor sum(p b/D)) - factor sum(b/D) sum(p^2/D)) + 2 z_loss factor sum(p^2/D),
-
-        in which nothing cancels as lam goes to 0; with b = 0 and no z-loss it is Sherman and Morrison's lam sum(p/D).
-        Where a D_k is all but 0 without the matrix being singular, b_k is moved by 1e-7 of its size: two steps of
-        refinement undo that.
-        """
-        lam, factor, dead = lam[:, None], factor[:, None], factor == 0
-        with np.errstate(all="ignore"):
-            b = _core_numpy._quotient(self.qP, self.not_p)
-            pull = self.slope * self.p
-            size = lam + np.abs(factor) * (np.abs(pull) + np.abs(b))
-            D = lam + factor * (pull - b)
-            near = np.abs(D) < 1e-7 * size
-            D = np.where(near, np.where(D < 0, -1e-7, 1e-7) * size, D)
-            b_used = np.where(near, pull - (D - lam) / factor, b)
-            x = self._woodbury(r, lam, factor, z_loss, pull, b_used, D)
-            for _ in range(2 if self.qP.any() else 0):
-                mean = (self.p * x).sum(axis=1, keepdims=True)
-                bend = b * (mean - x)
-                product = pull * (x - mean) + bend - self.p * bend.sum(axis=1, keepdims=True)
-                product += 2 * z_loss * self.p * mean
-                x += self._woodbury(r - lam * x - factor * product, lam, factor, z_loss, pull, b_used, D)
-            x[dead] = (r / lam)[dead]
-        return x
-
-    def _woodbury(self, r, lam, factor, z_loss, pull, b, D):
-        def total(a):
-            return a.sum(axis=1, keepdims=True)
-
-        p_over, b_over = self.p / D, b / D
-        pp, pb, w1, w2 = total(self.p * p_over), total(self.p * b_over), total(p_over), total(b_over)
-        s = total(p_over * r)
-        lost = -factor * total((pull - b) * r / D)
-        zeta = 2 * z_loss * factor
-        determinant = lam * (w1 * (1 + factor * pb) - factor * w2 * pp) + zeta * pp
-        along_p = ((1 + factor * pb) * lost + zeta * s - factor * lam * w2 * s) / determinant
-        along_b = factor * (lam * w1 * s - pp * lost) / determinant
-        return r / D - along_p * p_over - along_b * b_over
-
-
-def writable_rows(array, axis):
-    """Array as (outer, classes, inner) for a kernel to fill: a view, or a fresh buffer where no view exists."""
-    rows = _checks.layered(array, axis)
-    if array.flags.aligned and (rows.size == 0 or np.may_share_memory(rows, array)):
-        return rows
-    return np.empty(rows.shape, array.dtype)
-
-
-def write_back(array, rows, axis):
-    """Copy a buffer of `writable_rows` that is no view to where the caller wants it."""
-    if array is not None and rows.size and not np.may_share_memory(rows, array):
-        array[...] = rows.reshape(array.shape)
+    def head(self, factor=1.0):
+        """The kernels' arguments up to the scale of the derivatives, `factor` times the reduced loss's."""
+        if self.denominator is None:
+            self.totals(first=False)
+        problem, scale = self.problem, self.unit * factor / self.denominator if self.denominator else 0.0
+        arrays = (problem.logits, problem.targets, self.weight, self.factors, self.bias)
+        return (*arrays, *self.scalars, scale)
 
 
 # ------------------------------------------------------------------------------------------------- softmax: functions
