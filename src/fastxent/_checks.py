@@ -246,6 +246,12 @@ def softmax_input(logits, targets, axis, name="logits", *, check=True):
             warn_of_probabilities(layers)
         return SoftmaxInput(z, layers, rows, False, axis, shape, row_shape, dtype)
     if y.shape == shape:
+        if check and y.dtype.kind in "iu" and y.size and y.max() > 1:
+            raise ValueError(
+                f"targets: integers of the logits' own shape {shape} must be 0 or 1, which classes are right, got "
+                f"{y.max()}; class indices have shape {row_shape}, one per row; counts are soft targets: "
+                "pass targets.astype(float)"
+            )
         y = numbers_like(y, "targets", dtype)
         layers = layered(z, axis)
         if check and not _told and z.size > 3 and 0.0 <= z.item(0) <= 1.0 and 0.0 <= z.item(1) <= 1.0:
@@ -604,12 +610,6 @@ class RegionInput(NamedTuple):
     weight: np.ndarray | None
     axes: tuple
     class_axis: int
-
-    def unlayered(self, rows):
-        """(rows, classes) in the shape of the logits."""
-        shape, at = self.logits.shape, self.class_axis
-        layers = rows.reshape(math.prod(shape[:at]), math.prod(shape[at + 1 :]), shape[at])
-        return np.moveaxis(layers, 2, 1).reshape(shape)
 
 
 def region_input(logits, targets, sample_weight, axis, class_axis, activation, *, check=True):

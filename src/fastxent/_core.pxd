@@ -47,6 +47,38 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         Matrix damping
         Matrix rhs
         Matrix out
+    struct Shard:
+        int storage
+        Py_ssize_t classes
+        Matrix logits
+        const int64_t* labels
+        int64_t start
+        double* m
+        double* r
+        double* t
+        double* Z
+        const double* pull
+        const double* weight
+        double spread
+        double share
+        Matrix grad
+    struct Box:
+        Matrix at
+        Py_ssize_t region
+    struct Region:
+        int storage
+        int activation
+        int soft_labels
+        int per_class
+        Py_ssize_t inner
+        Py_ssize_t classes
+        double alpha
+        double beta
+        Box values
+        Box targets
+        Box weight
+        Box grad
+        const double* slopes
     struct BlockOut:
         double loss
         double total
@@ -76,6 +108,8 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         int64_t bad_value
     ctypedef void (*rows_fn)(const SoftmaxRows*, Py_ssize_t, Py_ssize_t, char*, BlockOut*) noexcept nogil
     ctypedef void (*solve_fn)(const Solve*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
+    ctypedef void (*shard_fn)(const Shard*, Py_ssize_t, Py_ssize_t) noexcept nogil
+    ctypedef void (*region_fn)(const Region*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*, char*) noexcept nogil
     ctypedef void (*elements_fn)(const Elements*, Py_ssize_t, Py_ssize_t, ElementsOut*) noexcept nogil
     struct Table:
         const char* name
@@ -85,11 +119,16 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         rows_fn divergence[2]
         rows_fn upper[2]
         solve_fn solve[2]
+        shard_fn partial[2]
+        shard_fn partial_grad[2]
+        region_fn region[2]
+        region_fn region_grad[2]
         elements_fn sigmoid[2]
         elements_fn binary[2]
         elements_fn weights[2]
     Py_ssize_t scratch_of(const SoftmaxRows*)
     Py_ssize_t solve_scratch "fx::scratch_of"(const Solve*)
+    Py_ssize_t region_scratch "fx::scratch_of"(const Region*)
     const int LANES
 
 cdef extern from "team.hpp" namespace "fx" nogil:

@@ -8,6 +8,10 @@ __all__ = [
     "divergence_rows",
     "divergence_upper",
     "element_totals",
+    "partial_grad",
+    "partial_rows",
+    "region_grad",
+    "region_sums",
     "sigmoid_elements",
     "softmax_hvp",
     "softmax_rows",
@@ -163,3 +167,48 @@ def binary_elements(
 def element_totals(
     targets: NDArray[Any], sample_weight: NDArray[Any] | None, num_threads: int
 ) -> tuple[float, int]: ...
+def partial_rows(
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    start: int,
+    m_out: NDArray[Any],
+    r_out: NDArray[Any],
+    t_out: NDArray[Any],
+    Z_out: NDArray[Any],
+    num_threads: int,
+) -> None: ...
+def partial_grad(
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    start: int,
+    m: NDArray[Any],
+    r: NDArray[Any],
+    t: NDArray[Any],
+    pull: NDArray[Any],
+    weight: NDArray[Any],
+    spread: float,
+    share: float,
+    grad_out: NDArray[Any],
+    num_threads: int,
+) -> None: ...
+def region_sums(
+    values: NDArray[Any],
+    targets: NDArray[Any],
+    sample_weight: NDArray[Any] | None,
+    activation: str,
+    soft_labels: bool,
+    sums_out: NDArray[Any],
+    num_threads: int,
+) -> None: ...
+def region_grad(
+    values: NDArray[Any],
+    targets: NDArray[Any],
+    sample_weight: NDArray[Any] | None,
+    activation: str,
+    soft_labels: bool,
+    alpha: float,
+    beta: float,
+    slopes: NDArray[Any],
+    grad_out: NDArray[Any],
+    num_threads: int,
+) -> None: ...

@@ -31,6 +31,10 @@ __all__ = [
     "divergence_rows",
     "divergence_upper",
     "element_totals",
+    "partial_grad",
+    "partial_rows",
+    "region_grad",
+    "region_sums",
     "sigmoid_elements",
     "softmax_hvp",
     "softmax_rows",
@@ -67,6 +71,7 @@ if table == NULL:
 # Members of the families, by the names of the NumPy twin.
 cdef dict FAMILIES = {"cross_entropy": 0, "focal": 1, "linear": 2, "power": 3}
 cdef dict DIVERGENCES = {"entropy": 0, "forward_kl": 1, "reverse_kl": 2, "jensen_shannon": 3}
+cdef dict ACTIVATIONS = {"sigmoid": 0, "softmax": 1, "none": 2}
 cdef dict BINARIES = {"cross_entropy": 0, "focal": 1, "asymmetric": 2}
 
 
@@ -673,3 +678,198 @@ def element_totals(cnp.ndarray targets not None, cnp.ndarray sample_weight, int 
     c.run = table.weights[a.storage == 1]
     run_cells(&c, num_threads, &total)
     return total.total, total.bad_target
+
+
+# ---------------------------------------------------------------------------------------------------- rows in parts
+
+cdef struct Parts:
+    Shard call
+    shard_fn run
+    Py_ssize_t rows, step
+
+
+cdef void parts_block(void* context, Py_ssize_t block, int slot) noexcept nogil:
+    cdef Parts* p = <Parts*>context
+    cdef Py_ssize_t begin = block * p.step
+    p.run(&p.call, begin, min(begin + p.step, p.rows))
+
+
+cdef int run_parts(Parts* p, cnp.ndarray logits, cnp.ndarray labels, int64_t start, object states, int num_threads) except -1:
+    cdef Py_ssize_t K = cnp.PyArray_DIM(logits, 1), blocks
+    cdef int threads = 1
+    cdef cnp.ndarray m, r, t
+    m, r, t = states
+    p.call.storage, p.call.classes, p.call.start = storage_of(logits), K, start
+    strides(&p.call.logits, logits)
+    p.call.labels = <int64_t*>cnp.PyArray_DATA(labels)
+    p.call.m, p.call.r, p.call.t = <double*>cnp.PyArray_DATA(m), <double*>cnp.PyArray_DATA(r), <double*>cnp.PyArray_DATA(t)
+    p.rows = cnp.PyArray_DIM(logits, 0)
+    p.step = max(1, BLOCK // max(K, 1))
+    blocks = (p.rows + p.step - 1) // p.step
+    if p.rows > ALONE // max(K, 1):
+        threads = <int>min(team_size(num_threads), blocks)
+    return over_blocks(parts_block, p, blocks, threads)
+
+
+def partial_rows(
+    cnp.ndarray logits not None,
+    cnp.ndarray labels not None,
+    int64_t start,
+    cnp.ndarray m_out not None,
+    cnp.ndarray r_out not None,
+    cnp.ndarray t_out not None,
+    cnp.ndarray Z_out not None,
+    int num_threads,
+):
+    """State of every row from its columns `start` and up: maximum, the other exponentials, the label's gap, all gaps."""
+    cdef Parts p
+    memset(&p, 0, sizeof(Parts))
+    p.call.Z = <double*>cnp.PyArray_DATA(Z_out)
+    p.run = table.partial[cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT64]
+    run_parts(&p, logits, labels, start, (m_out, r_out, t_out), num_threads)
+
+
+def partial_grad(
+    cnp.ndarray logits not None,
+    cnp.ndarray labels not None,
+    int64_t start,
+    cnp.ndarray m not None,
+    cnp.ndarray r not None,
+    cnp.ndarray t not None,
+    cnp.ndarray pull not None,
+    cnp.ndarray weight not None,
+    double spread,
+    double share,
+    cnp.ndarray grad_out not None,
+    int num_threads,
+):
+    """Gradient with respect to some columns of every row, from the states of whole rows."""
+    cdef Parts p
+    memset(&p, 0, sizeof(Parts))
+    p.call.pull, p.call.weight = <double*>cnp.PyArray_DATA(pull), <double*>cnp.PyArray_DATA(weight)
+    p.call.spread, p.call.share = spread, share
+    strides(&p.call.grad, grad_out)
+    p.run = table.partial_grad[cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT64]
+    run_parts(&p, logits, labels, start, (m, r, t), num_threads)
+
+
+# ---------------------------------------------------------------------------------------------------------- regions
+
+cdef struct Pieces:
+    Region call
+    region_fn run
+    Py_ssize_t regions, positions, step, per_region, together, width, scratch_size
+    double* sums
+    char* scratch
+
+
+cdef void pieces_block(void* context, Py_ssize_t block, int slot) noexcept nogil:
+    """One piece of a region; or several regions, where each is a piece."""
+    cdef Pieces* p = <Pieces*>context
+    cdef Py_ssize_t first = block * p.together, piece, begin
+    for piece in range(first, min(first + p.together, p.regions * p.per_region)):
+        begin = piece % p.per_region * p.step
+        p.run(&p.call, piece // p.per_region, begin, min(begin + p.step, p.positions), p.sums + piece * p.width,
+              p.scratch + slot * p.scratch_size)
+
+
+cdef int box(Box* b, cnp.ndarray a) except -1:
+    """Address and strides of a (regions, outer, classes, inner) or None array."""
+    memset(b, 0, sizeof(Box))
+    if a is not None:
+        b.at.data, b.region = <char*>cnp.PyArray_DATA(a), cnp.PyArray_STRIDE(a, 0)
+        b.at.outer, b.at.cls, b.at.inner = cnp.PyArray_STRIDE(a, 1), cnp.PyArray_STRIDE(a, 2), cnp.PyArray_STRIDE(a, 3)
+    return 0
+
+
+cdef int run_pieces(
+    Pieces* p, cnp.ndarray values, cnp.ndarray targets, cnp.ndarray sample_weight, str activation, bint soft_labels,
+    bint per_class, int num_threads
+) except -1:
+    cdef Py_ssize_t K = cnp.PyArray_DIM(values, 2), blocks, size
+    cdef int threads = 1
+    cdef char* memory
+    p.call.storage, p.call.activation = storage_of(values), ACTIVATIONS[activation]
+    p.call.soft_labels, p.call.per_class = soft_labels, per_class
+    p.call.classes, p.call.inner = K, cnp.PyArray_DIM(values, 3)
+    box(&p.call.values, values)
+    box(&p.call.targets, targets)
+    box(&p.call.weight, sample_weight)
+    p.regions, p.positions = cnp.PyArray_DIM(values, 0), cnp.PyArray_DIM(values, 1) * p.call.inner
+    p.step = pieces_of(K)
+    p.per_region = max((p.positions + p.step - 1) // p.step, 1)
+    p.together = max(1, BLOCK // max(p.positions * K, 1)) if p.per_region == 1 else 1
+    p.width = 3 * (K if per_class else 1)
+    size = p.regions * p.positions
+    blocks = (p.regions * p.per_region + p.together - 1) // p.together
+    if size > ALONE // max(K, 1):
+        threads = <int>min(team_size(num_threads), blocks)
+    p.scratch_size = (region_scratch(&p.call) * 8 + 127) // 64 * 64
+    memory = <char*>malloc(threads * p.scratch_size + 64)
+    if memory == NULL:
+        raise MemoryError("no memory for the kernel's scratch")
+    p.scratch = memory + (64 - <size_t>memory % 64)
+    try:
+        over_blocks(pieces_block, p, blocks, threads)
+    finally:
+        free(memory)
+    return 0
+
+
+cdef Py_ssize_t pieces_of(Py_ssize_t K) noexcept:
+    """Positions per piece: many enough that the sums of pieces are few beside the numbers."""
+    return max(BLOCK // max(K, 1), 64)
+
+
+def region_sums(
+    cnp.ndarray values not None,
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    str activation,
+    bint soft_labels,
+    cnp.ndarray sums_out not None,
+    int num_threads,
+):
+    """Weighted sums of true positives, false positives and false negatives over regions."""
+    cdef Pieces p
+    cdef Py_ssize_t K = cnp.PyArray_DIM(values, 2), step = pieces_of(K), regions = cnp.PyArray_DIM(values, 0)
+    cdef Py_ssize_t pieces = max((cnp.PyArray_DIM(values, 1) * cnp.PyArray_DIM(values, 3) + step - 1) // step, 1), i, j, k
+    cdef bint per_class = cnp.PyArray_DIM(sums_out, 1) == K
+    cdef double* out = <double*>cnp.PyArray_DATA(sums_out)
+    memset(&p, 0, sizeof(Pieces))
+    p.width = 3 * (K if per_class else 1)
+    p.sums = <double*>malloc(max(regions * pieces * p.width, 1) * sizeof(double))
+    if p.sums == NULL:
+        raise MemoryError("no memory for the sums of pieces")
+    p.run = table.region[cnp.PyArray_TYPE(values) == cnp.NPY_FLOAT64]
+    try:
+        run_pieces(&p, values, targets, sample_weight, activation, soft_labels, per_class, num_threads)
+        memset(out, 0, cnp.PyArray_NBYTES(sums_out))
+        for i in range(regions):
+            for j in range(pieces):
+                for k in range(p.width):
+                    out[i * p.width + k] += p.sums[(i * pieces + j) * p.width + k]
+    finally:
+        free(p.sums)
+
+
+def region_grad(
+    cnp.ndarray values not None,
+    cnp.ndarray targets not None,
+    cnp.ndarray sample_weight,
+    str activation,
+    bint soft_labels,
+    double alpha,
+    double beta,
+    cnp.ndarray slopes not None,
+    cnp.ndarray grad_out not None,
+    int num_threads,
+):
+    """Gradient of region losses, whose regions have the two slopes of `_core_numpy.region_grad`."""
+    cdef Pieces p
+    memset(&p, 0, sizeof(Pieces))
+    p.call.alpha, p.call.beta = alpha, beta
+    p.call.slopes = <double*>cnp.PyArray_DATA(slopes)
+    box(&p.call.grad, grad_out)
+    p.run = table.region_grad[cnp.PyArray_TYPE(values) == cnp.NPY_FLOAT64]
+    run_pieces(&p, values, targets, sample_weight, activation, soft_labels, cnp.PyArray_DIM(slopes, 1) == cnp.PyArray_DIM(values, 2), num_threads)

@@ -20,6 +20,10 @@ __all__ = [
     "divergence_rows",
     "divergence_upper",
     "element_totals",
+    "partial_grad",
+    "partial_rows",
+    "region_grad",
+    "region_sums",
     "sigmoid_elements",
     "softmax_hvp",
     "softmax_rows",
@@ -497,6 +501,158 @@ def element_totals(targets, sample_weight, num_threads):
     return total, _first(~((targets >= 0) & (targets <= 1)))
 
 
+@_quiet
+def partial_rows(logits, labels, start, m_out, r_out, t_out, Z_out, num_threads):
+    """State of every row from its columns `start` and up: maximum, the other exponentials, the label's gap, all gaps.
+
+    logits (rows, k), k > 0; labels (rows,) int64 over all classes; outputs (rows,) float64, in which all is computed:
+    m = max x, r = sum exp(x - m) without one maximum, t = m - x_y (0 where y is in no column here), Z = sum (m - x).
+    One +inf: the others' exponentials are 0; two: r is NaN.  All -inf: r = 0, t and Z are +inf.
+    """
+    k = logits.shape[1]
+    for b in _blocks(*logits.shape):
+        x = logits[b].astype(np.float64)
+        at = labels[b] - start
+        owned = (at >= 0) & (at < k)
+        top = x.argmax(axis=1)[:, None]  # of a NaN if there is one
+        m = np.take_along_axis(x, top, 1)
+        gap, e = _exponentials(x, m, logits.dtype)
+        np.put_along_axis(e, top, 0, 1)
+        r, Z = e.sum(axis=1), gap.sum(axis=1)
+        t = np.where(owned, np.take_along_axis(gap, np.where(owned, at, 0)[:, None], 1)[:, 0], 0)
+        m = m[:, 0]
+        nothing = m == -np.inf
+        r[nothing], Z[nothing], t[nothing & owned] = 0, np.inf, np.inf
+        r[(m == np.inf) & (r > 0)] = np.nan
+        m_out[b], r_out[b], t_out[b], Z_out[b] = m, r, t, Z
+
+
+@_quiet
+def partial_grad(logits, labels, start, m, r, t, pull, weight, spread, share, grad_out, num_threads):
+    """Gradient with respect to some columns of every row, from the states of whole rows.
+
+    m, r, t (rows,) are those of `partial_rows` over all columns; pull = 2 z_loss lse; weight is divided by the loss's
+    denominator.  p = exp(x - m) / (1 + r); g = weight (p (1 + pull) - spread), less weight share at the label; without
+    smoothing, spread = 0, p - 1 at the label is minus the sum of the others.  Weight 0 gives 0.
+    """
+    k = logits.shape[1]
+    for b in _blocks(*logits.shape):
+        _, p = _exponentials(logits[b].astype(np.float64), m[b, None], logits.dtype)
+        p /= 1 + r[b, None]
+        more = _product(p, pull[b, None])
+        g = p + more - spread
+        at = labels[b] - start
+        here = np.flatnonzero((at >= 0) & (at < k))
+        column = at[here]
+        if spread:
+            g[here, column] -= share
+        else:
+            others = np.where(t == 0, r, 1 + r - np.exp(-t))[b] / (1 + r[b])
+            g[here, column] = more[here, column] - others[here]
+        g *= weight[b, None]
+        g[weight[b] == 0] = 0
+        grad_out[b] = g
+
+
+@_quiet
+def region_sums(values, targets, sample_weight, activation, soft_labels, sums_out, num_threads):
+    """Weighted sums of true positives, false positives and false negatives over regions.
+
+    Arrays are (regions, outer, classes, inner); activation "softmax" (over the classes), "sigmoid" or "none" makes
+    probabilities p of the values.  TP = v p t, FP = v p (1 - t), FN = v (1 - p) t, or with `soft_labels`
+    min(p, t), max(p - t, 0), max(t - p, 0); what weighs 0 counts nothing, whatever it is.  sums_out is
+    (regions, 1 or classes, 3) float64: summed over the classes, or class by class.
+    """
+    p, q, _ = _probabilities(values, activation)
+    if soft_labels:
+        parts = np.minimum(p, targets), np.maximum(p - targets, 0), np.maximum(targets - p, 0)
+    else:
+        parts = p * targets, p * (1 - targets), q * targets
+    axes = (1, 3) if sums_out.shape[1] == values.shape[2] else (1, 2, 3)
+    for at, part in enumerate(parts):
+        if sample_weight is not None:
+            part = np.where(sample_weight == 0, 0, sample_weight * part)
+        sums_out[:, :, at] = part.sum(axis=axes, dtype=np.float64).reshape(sums_out.shape[:2])
+
+
+@_quiet
+def region_grad(
+    values,
+    targets,
+    sample_weight,
+    activation,
+    soft_labels,
+    alpha,
+    beta,
+    slopes,
+    grad_out,
+    num_threads,
+):
+    """Gradient of region losses (alpha FP + beta FN) / (TP + alpha FP + beta FN + s) with respect to `values`.
+
+    With slopes (regions, 1 or classes, 2): dL/dp = v (bend slopes_0 - hit slopes_1), hit and bend the derivatives of TP
+    and of alpha FP + beta FN, slopes = (TP + s, alpha FP + beta FN) over the denominator squared; then through the
+    activation.
+    """
+    p, q, rows = _probabilities(values, activation)
+    if soft_labels:
+        below, above = p < targets, p > targets
+        hit = np.where(below, 1.0, np.where(above, 0.0, 0.5))
+        bend = alpha * np.where(above, 1.0, np.where(below, 0.0, 0.5)) - beta * hit
+    else:
+        hit, bend = targets, alpha * (1 - targets) - beta * targets
+    slope = bend * slopes[:, None, :, None, 0] - hit * slopes[:, None, :, None, 1]
+    dead = np.zeros(1, bool) if sample_weight is None else sample_weight == 0
+    if sample_weight is not None:
+        slope = np.where(dead, 0, slope * sample_weight)
+    if activation == "sigmoid":
+        slope = slope * p * q
+    elif activation == "softmax":
+        centred = _centred(rows, np.moveaxis(slope, 2, 3).reshape(rows.p.shape))
+        slope = p * np.moveaxis(centred.reshape(p.shape[0], p.shape[1], p.shape[3], p.shape[2]), 3, 2)
+    grad_out[...] = np.where(dead, 0, slope)
+
+
+def _probabilities(values, activation):
+    """p and 1 - p of region losses, each without cancellation, and the rows of a softmax, in the compute dtype."""
+    z = _compute(values)
+    if activation == "none":
+        return z, 1 - z, None
+    if activation == "sigmoid":
+        e = np.exp(-np.abs(z))
+        big = 1 / (1 + e)
+        small = e * big
+        return np.where(z > 0, big, small), np.where(z > 0, small, big), None
+    rows = _softmax(z.reshape(-1, *z.shape[2:]), None, 1.0)
+    shape = (*z.shape[:2], z.shape[3], z.shape[2])
+    return *(np.moveaxis(a.reshape(shape), 3, 2) for a in (rows.p, rows.one_minus_p)), rows
+
+
+def _exponentials(x, m, dtype):
+    """Gap m - x and exp(x - m) of float64 arrays.
+
+    The rounding of x - m, which would cost |x - m| / 2 ulp, is carried along (TwoSum), unless the numbers come from a
+    shorter `dtype`: then it is below that one's rounding.
+    """
+    d = x - m
+    if not np.isfinite(m).all():
+        d[x == m] = 0
+    e = np.exp(d)
+    if dtype == np.float64:
+        back = d - x
+        remainder = (x - (d - back)) - (m + back)
+        remainder[~np.isfinite(remainder)] = 0
+        remainder *= e
+        e += remainder
+    return np.negative(d, out=d), e
+
+
+def _blocks(n_rows, k):
+    """Blocks of rows whose temporaries stay in cache."""
+    step = max(1, (1 << 15) // k)
+    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+
+
 class _softmax:
     """Rows of logits as numbers: u, m, log1p(rest), lse, l = -log p, p, and 1 - p without cancellation."""
 
@@ -710,6 +866,7 @@ def _divergence(logits, teacher, teacher_logits, sample_weight, ignore_index, te
         ell = -np.log(P)
         surplus = ((top - 1) + rest)[:, 0]
         distance = distance + ell
+    rows.p = Q = np.where(np.isnan(P).any(axis=1, keepdims=True), np.nan, Q)
     gap = rows.ell - ell  # log(P / Q)
     if family == "forward_kl":
         mass = (1 + np.broadcast_to(surplus, len(Q)))[:, None]

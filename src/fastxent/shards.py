@@ -26,12 +26,10 @@ import dataclasses
 
 import numpy as np
 
-from . import _checks
+from . import _backend, _checks
 from .information import compensated_sum
 
 __all__ = ["LSEState", "merge_lse", "partial_lse"]
-
-_BLOCK = 1 << 15  # elements of a row block, so that its temporaries stay in cache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,6 +145,8 @@ class LSEState:
         ignore_index=-100,
         sample_weight=None,
         reduction="mean",
+        backend=None,
+        num_threads=None,
         check=True,
     ):
         """Gradient of the loss with respect to one shard of the logits.
@@ -157,6 +157,8 @@ class LSEState:
             As given to `partial_lse` when this shard's state was made.
         label_smoothing, z_loss, ignore_index, sample_weight, reduction, check
             As for `loss`.
+        backend, num_threads
+            As for `partial_lse`.
 
         Returns
         -------
@@ -168,6 +170,7 @@ class LSEState:
         TypeError, ValueError
             As `loss`; a shard whose columns or targets are not in this state.
         """
+        core, threads = _backend.choose(backend), _checks.thread_count(num_threads)
         smoothing, z_loss = self._options(label_smoothing, z_loss)
         z, labels, start = _checks.shard_input(logits_shard, targets, class_offset)
         self._known(z, labels, start)
@@ -176,32 +179,12 @@ class LSEState:
         if denominator == 0 or z.size == 0:
             grad[...] = 0
             return grad
-        k = z.shape[-1]
-        spread = smoothing / self.n_classes
+        rows, out = z.reshape(-1, z.shape[-1]), grad.reshape(-1, z.shape[-1])
         with np.errstate(all="ignore"):
-            r = self._r().reshape(-1, 1)
-            pull = 2 * z_loss * self._lse().reshape(-1, 1) if z_loss else np.zeros_like(r)
-            t, m = self.t.reshape(-1, 1), self.m.reshape(-1, 1)
-            others = np.where(t == 0, r, 1 + r - np.exp(-t)) / (1 + r)
-        weight = weight.reshape(-1, 1)
-        at = labels.reshape(-1) - start
-        rows, out = z.reshape(-1, k), grad.reshape(-1, k)
-        for b in _blocks(len(rows), k):
-            with np.errstate(all="ignore"):
-                _, p = _exponentials(rows[b].astype(np.float64), m[b], z.dtype)
-                p /= 1 + r[b]
-                g = _product(p, 1 + pull[b]) if z_loss else p
-                if spread:
-                    g -= spread
-                here = np.flatnonzero((at[b] >= 0) & (at[b] < k))
-                column = at[b][here]
-                if smoothing:
-                    g[here, column] -= 1 - smoothing
-                else:
-                    g[here, column] = _product(p[here, column], pull[b][here, 0]) - others[b][here, 0]
-                g *= weight[b] / denominator
-                g[weight[b][:, 0] == 0] = 0
-                out[b] = g
+            pull = 2 * z_loss * self._lse() if z_loss else np.zeros(self.m.shape)
+            state = [a.reshape(-1) for a in (self.m, self._r(), self.t, pull, weight / denominator)]
+        shares = (smoothing / self.n_classes, 1 - smoothing)
+        core.partial_grad(rows, np.ascontiguousarray(labels.reshape(-1)), start, *state, *shares, out, threads)
         return grad
 
     def _r(self):
@@ -251,7 +234,7 @@ class LSEState:
             )
 
 
-def partial_lse(logits_shard, targets, class_offset):
+def partial_lse(logits_shard, targets, class_offset, *, backend=None, num_threads=None):
     """State of every row from some of its columns.
 
     Parameters
@@ -262,6 +245,8 @@ def partial_lse(logits_shard, targets, class_offset):
         Labels over all classes; most lie in other shards.
     class_offset : int
         Column of the first class here.
+    backend, num_threads
+        As for `fastxent.softmax_cross_entropy`.
 
     Returns
     -------
@@ -281,6 +266,7 @@ def partial_lse(logits_shard, targets, class_offset):
     >>> state.m.tolist(), state.t.tolist(), round(float(state.lse[0]), 9)
     ([0.0], [40.0], 0.693147181)
     """
+    core, threads = _backend.choose(backend), _checks.thread_count(num_threads)
     z, labels, start = _checks.shard_input(logits_shard, targets, class_offset)
     k = z.shape[-1]
     shape = labels.shape
@@ -288,21 +274,7 @@ def partial_lse(logits_shard, targets, class_offset):
     at = labels.reshape(-1) - start
     owned = (at >= 0) & (at < k)
     if z.size:
-        rows = z.reshape(-1, k)
-        for b in _blocks(len(rows), k):
-            x = rows[b].astype(np.float64)
-            top = x.argmax(axis=1)[:, None]
-            m[b] = np.take_along_axis(x, top, 1)[:, 0]
-            with np.errstate(all="ignore"):
-                gap, e = _exponentials(x, m[b, None], z.dtype)
-                np.put_along_axis(e, top, 0, 1)
-                r[b] = e.sum(axis=1)
-                Z[b] = gap.sum(axis=1)
-            here = np.flatnonzero(owned[b])
-            t[b][here] = gap[here, at[b][here]]
-        nothing = m == -np.inf
-        r[nothing], Z[nothing], t[nothing & owned] = 0, np.inf, np.inf
-        r[(m == np.inf) & (r > 0)] = np.nan  # a second +inf
+        core.partial_rows(z.reshape(-1, k), np.ascontiguousarray(labels.reshape(-1)), start, m, r, t, Z, threads)
     per_row = [a.reshape(shape) for a in (labels, m, r, t, Z, owned)]
     return LSEState(*per_row, ((start, start + k),) if k else (), _checks.compute_dtype(z.dtype).name)
 
@@ -342,7 +314,11 @@ def merge_lse(states):
     top = m.argmax(axis=0)[None]  # of a NaN if there is one
     highest = np.take_along_axis(m, top, 0)
     with np.errstate(all="ignore"):
-        gap, factor = _exponentials(m, highest)
+        gap = highest - m
+        gap[m == highest] = 0  # of infinities too
+        back = gap - highest
+        lost = (highest - (gap - back)) - (m + back)  # TwoSum, as in the kernels
+        factor = np.exp(-gap) * (1 - np.where(np.isfinite(lost), lost, 0))
         own = np.take_along_axis(r, top, 0)
         scaled = (1 + r) * factor
         scaled[m == -np.inf] = 0
@@ -367,33 +343,3 @@ def _union(states):
         else:
             joined.append((start, stop))
     return tuple(joined)
-
-
-def _exponentials(x, m, dtype=np.float64):
-    """Gap m - x and exp(x - m) of float64 arrays.
-
-    The rounding of x - m, which would cost |x - m| / 2 ulp, is carried along (TwoSum), unless the numbers come from a
-    shorter `dtype`: then it is below that one's rounding.
-    """
-    with np.errstate(invalid="ignore"):
-        d = x - m
-    if not np.isfinite(m).all():
-        d[x == m] = 0
-    e = np.exp(d)
-    if dtype == np.float64:
-        back = d - x
-        remainder = (x - (d - back)) - (m + back)
-        remainder[~np.isfinite(remainder)] = 0
-        remainder *= e
-        e += remainder
-    return np.negative(d, out=d), e
-
-
-def _product(a, b):
-    """a * b where a = 0 annihilates an infinite b."""
-    return np.where((a == 0) & ~np.isnan(b), 0.0, a * b)
-
-
-def _blocks(n_rows, k):
-    step = max(1, _BLOCK // k)
-    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]

@@ -48,6 +48,29 @@ template <bool ACROSS> struct Lanes {
 
 FX_INLINE bool some(ID v) { int64_t any = 0; for (int i = 0; i < ND; i++) any |= v[i]; return any != 0; }
 
+// ND x ND numbers between rows of classes and lanes: the last tile of a row overlaps the one before.
+template <class T> struct Tile { typedef T Half __attribute__((vector_size(ND * sizeof(T)))); };
+template <class T> static void tiles_in(const char* p, ptrdiff_t stride, ptrdiff_t K, D* out) {
+  for (ptrdiff_t k = 0; k < K; k += ND) {
+    const ptrdiff_t at = k + ND <= K ? k : K - ND; D x[ND];
+#pragma GCC unroll 8
+    for (int r = 0; r < ND; r++) { typename Tile<T>::Half v; __builtin_memcpy(&v, p + r * stride + at * (ptrdiff_t)sizeof(T), sizeof v); x[r] = doubles(v, D()); }
+    Stage<ND, ND / 2, D>::run(x);
+#pragma GCC unroll 8
+    for (int c = 0; c < ND; c++) out[at + c] = x[c];
+  }
+}
+template <class T> static void tiles_out(const D* from, ptrdiff_t K, char* p, ptrdiff_t stride) {
+  for (ptrdiff_t k = 0; k < K; k += ND) {
+    const ptrdiff_t at = k + ND <= K ? k : K - ND; D x[ND];
+#pragma GCC unroll 8
+    for (int c = 0; c < ND; c++) x[c] = from[at + c];
+    Stage<ND, ND / 2, D>::run(x);
+#pragma GCC unroll 8
+    for (int r = 0; r < ND; r++) { const auto v = __builtin_convertvector(x[r], typename Tile<T>::Half); __builtin_memcpy(p + r * stride + at * (ptrdiff_t)sizeof(T), &v, sizeof v); }
+  }
+}
+
 // Rows [i, i + n) into `out`; of lanes without a row, and of padding, `pad`.
 template <class T, bool ACROSS> static void load_doubles(
     int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n, ptrdiff_t K, double pad, D* to) {
@@ -62,6 +85,7 @@ template <class T, bool ACROSS> static void load_doubles(
     for (ptrdiff_t k = K; k < Lanes<ACROSS>::steps(K) * ND; k++) out[k] = pad;
     return;
   }
+  if (stored_as_is<T>(storage) && inner == 1 && m.cls == (ptrdiff_t)sizeof(T) && n == ND && K >= ND) { tiles_in<T>(m.data + i * m.outer, m.outer, K, to); return; }
   for (ptrdiff_t r0 = 0; r0 < n;) {
     const Run run = run_at(m, inner, i + r0, n - r0); double* const t = out + r0;
     if (stored_as_is<T>(storage))
@@ -86,6 +110,7 @@ template <class T, bool ACROSS> static void store_doubles(
     } else for (ptrdiff_t k = 0; k < K; k++) number_to(storage, T(v[k]), p + k * m.cls);
     return;
   }
+  if (stored_as_is<T>(storage) && inner == 1 && m.cls == (ptrdiff_t)sizeof(T) && n == ND && K >= ND) { tiles_out<T>(from, K, m.data + i * m.outer, m.outer); return; }
   for (ptrdiff_t r0 = 0; r0 < n;) {
     const Run run = run_at(m, inner, i + r0, n - r0); const double* const t = v + r0;
     if (stored_as_is<T>(storage))

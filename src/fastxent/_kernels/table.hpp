@@ -52,6 +52,27 @@ struct Solve {
   Matrix damping, rhs, out;         // damping and rhs are double
 };
 
+// Some columns of every row, from class `start` on.  States of all rows, double; the rest for the gradient.
+struct Shard {
+  int storage; ptrdiff_t classes;
+  Matrix logits; const int64_t* labels; int64_t start;
+  double *m, *r, *t, *Z;
+  const double *pull, *weight;      // 2 z_loss lse; the row's weight over the denominator
+  double spread, share;             // smoothing per class, 0 without; what smoothing leaves of the label
+  Matrix grad;
+};
+
+// Region losses: (regions, outer, classes, inner).
+enum Activation { SIGMOID = 0, SOFTMAX = 1, PROBABILITY = 2 };
+struct Box { Matrix at; ptrdiff_t region; };   // region: stride of the first axis
+struct Region {
+  int storage, activation, soft_labels, per_class;
+  ptrdiff_t inner, classes;
+  double alpha, beta;
+  Box values, targets, weight, grad;
+  const double* slopes;             // two per region, or per class of it
+};
+
 struct BlockOut { double loss, total; int64_t counted, bad; };   // bad: first row with a bad target, or -1
 
 struct Elements {                   // (rows, cols), the last axis of values, targets, grad and hess contiguous
@@ -69,12 +90,16 @@ struct ElementsOut { double loss, total; int64_t bad_target, bad_value; };
 
 typedef void (*rows_fn)(const SoftmaxRows*, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut*);
 typedef void (*solve_fn)(const Solve*, ptrdiff_t begin, ptrdiff_t end, char* scratch);
+typedef void (*shard_fn)(const Shard*, ptrdiff_t begin, ptrdiff_t end);
+typedef void (*region_fn)(const Region*, ptrdiff_t region, ptrdiff_t begin, ptrdiff_t end, double* sums, char* scratch);
 typedef void (*elements_fn)(const Elements*, ptrdiff_t begin, ptrdiff_t end, ElementsOut*);
 
 struct Table {
   const char* name;
   rows_fn softmax[2], hvp[2], totals[2], divergence[2], upper[2];   // by arithmetic: float, double
   solve_fn solve[2];
+  shard_fn partial[2], partial_grad[2];
+  region_fn region[2], region_grad[2];
   elements_fn sigmoid[2], binary[2], weights[2];
 };
 
@@ -102,6 +127,6 @@ static inline ptrdiff_t scratch_of(const Solve* a) {
   const ptrdiff_t n = 2 * a->n_groups;
   return (in_lanes(a->terms) ? 8 * a->classes : a->classes + 8) * (10 + n) + 8 * n * (2 * n + 4);
 }
-}
+static inline ptrdiff_t scratch_of(const Region* a) { return 8 * 7 * a->classes; }
 
 }  // namespace fx

@@ -337,5 +337,7 @@ class DistillationLoss(DivergenceLoss, names=("distillation",)):
         weight, temperature = float(self.weight), float(self.temperature)
         options = dict(ignore_index=self.ignore_index, axis=self.axis, base=self.base, empty=self.empty)
         family = "reverse_kl" if self.reverse else "forward_kl"
-        teacher = Divergence(family, temperature, weight * temperature**2, True, **options)
+        # the factor is the kernel's, except that 0 times an infinite divergence is nothing
+        teacher = Divergence(family, temperature, weight * temperature**2 or 1.0, True, **options)
+        teacher = teacher if weight else 0.0 * teacher
         return ((1 - weight) * self._cross_entropy() + teacher)._call(z, (y[0], y), *rest)

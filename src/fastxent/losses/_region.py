@@ -9,11 +9,12 @@ The second form loses no digits where the overlap is nearly perfect: nothing in 
 A region couples its elements, so there is a gradient and no Hessian by rows.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .. import _backend, _checks, _core_numpy
+from .. import _backend, _checks
 from ._base import Call, Loss
 
 __all__ = ["DiceLoss", "TverskyLoss"]
@@ -22,79 +23,81 @@ ACTIVATIONS = ("sigmoid", "softmax", "none")
 
 
 class RegionCall(Call):
-    """One checked call: probabilities, targets and weights of the logits' shape, and the axes of a region."""
+    """One checked call: arrays laid out as (regions, outer, classes, inner) for the kernels, as views where they can be."""
 
     def __init__(
         self, loss, alpha, beta, smooth, z, y, sample_weight, reduction, backend, num_threads, check
     ):
-        _backend.choose(backend)  # only to refuse what is none: sums over whole arrays are NumPy's work
-        _checks.thread_count(num_threads)
+        self.core = _backend.choose(backend)
+        self.threads = _checks.thread_count(num_threads)
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
-        self.activation, self.soft_labels = loss.activation, loss.soft_labels
         self.reduction = _checks.choice(reduction, "reduction", _checks.REDUCTIONS)
         self.region = region = _checks.region_input(
             z, y, sample_weight, loss.axis, loss.class_axis, loss.activation, check=check
         )
-        with np.errstate(all="ignore"):
-            self.p, self.q = self.probabilities(region)
+        ndim, at = region.logits.ndim, region.class_axis
+        apart = [i for i in range(ndim) if i not in region.axes]
+        inside = [i for i in range(ndim) if i in region.axes]
+        # the classes keep an axis of their own if they share a softmax, or are regions
+        self.per_class = at in apart
+        if loss.activation == "softmax" or self.per_class:
+            apart, inside = [i for i in apart if i != at], [i for i in inside if i != at]
+            self.order = (apart, [i for i in inside if i < at], [at], [i for i in inside if i > at])
+        else:
+            self.order = (apart, [], [], inside)
+        self.kept = tuple(region.logits.shape[i] for i in apart)
+        self.values = self.laid_out(region.source)
+        self.targets = self.laid_out(region.targets)
+        self.weight = None if region.weight is None else self.laid_out(region.weight)
+        self.how = (loss.activation, loss.soft_labels)
 
-    def probabilities(self, region):
-        """Return p and 1 - p, each without cancellation."""
-        z = region.logits
-        if self.activation == "none":
-            return z, 1 - z
-        if self.activation == "sigmoid":
-            e = np.exp(-np.abs(z))
-            big = 1 / (1 + e)
-            small = e * big
-            return np.where(z > 0, big, small), np.where(z > 0, small, big)
-        rows = _core_numpy._softmax(_checks.layered(z, region.class_axis), None, 1.0)
-        return region.unlayered(rows.p), region.unlayered(rows.one_minus_p)
+    def laid_out(self, a):
+        """Array of the logits' shape as (regions, outer, classes, inner)."""
+        shape = [math.prod(a.shape[i] for i in part) for part in self.order]
+        return a.transpose([i for part in self.order for i in part]).reshape(shape)
 
     def run(self, *, grad=False, hess=False, out=None):
         """(loss, grad, None), None for what was not asked for."""
-        region, p, q = self.region, self.p, self.q
-        t, v, axes = region.targets, region.weight, region.axes
+        classes = self.values.shape[2] if self.per_class else 1
+        sums = np.empty((self.values.shape[0], classes, 3))
+        result = _checks.output(out, self.region.source) if grad else None
+        arrays = (self.values, self.targets, self.weight)
+        self.core.region_sums(*arrays, *self.how, sums, self.threads)
+        tp, fp, fn = np.moveaxis(sums, 2, 0)
         with np.errstate(all="ignore"):
-            if self.soft_labels:
-                hit, false, missed = np.minimum(p, t), np.maximum(p - t, 0), np.maximum(t - p, 0)
-            else:
-                hit, false, missed = p * t, p * (1 - t), q * t
-            tp, fp, fn = (
-                (part if v is None else v * part).sum(axis=axes, dtype=np.float64, keepdims=True)
-                for part in (hit, false, missed)
-            )
             wrong = self.alpha * fp + self.beta * fn
             whole = tp + wrong + self.smooth
             nothing = whole == 0  # neither found nor to be found
             losses = np.where(nothing, 0.0, wrong / whole)
         scale = 1.0 / losses.size if self.reduction.startswith("mean") and losses.size else 1.0
-        gradient = self.gradient(tp, wrong, np.where(nothing, np.inf, whole), scale, out) if grad else None
+        if grad:
+            with np.errstate(all="ignore"):
+                whole = np.where(nothing, np.inf, whole)
+                # d(wrong / whole) with whole = tp + wrong + smooth
+                slopes = scale * np.stack([(tp + self.smooth) / whole, wrong / whole], axis=2) / whole[:, :, None]
+            self.gradient(slopes, result, out is not None)
         if self.reduction == "none":
-            return np.squeeze(losses, axis=axes).astype(p.dtype), gradient, None
-        return float(losses.sum()) * scale, gradient, None
+            values = losses.reshape(*self.kept, classes)
+            if self.per_class:
+                place = sum(i < self.region.class_axis for i in self.order[0])
+                values = np.moveaxis(values, -1, place)
+            else:
+                values = values[..., 0]
+            return values.astype(_checks.compute_dtype(self.region.source.dtype)), result, None
+        return float(losses.sum()) * scale, result, None
 
-    def gradient(self, tp, wrong, whole, scale, out):
-        region, p, q, t = self.region, self.p, self.q, self.region.targets
-        result = _checks.output(out, region.source)
-        if self.soft_labels:
-            below, above = p < t, p > t
-            hit = np.where(below, 1.0, np.where(above, 0.0, 0.5))
-            bend = self.alpha * np.where(above, 1.0, np.where(below, 0.0, 0.5)) - self.beta * hit
-        else:
-            hit, bend = t, self.alpha * (1 - t) - self.beta * t
-        with np.errstate(all="ignore"):
-            # d(wrong / whole) with whole = tp + wrong + smooth
-            slope = scale * (bend * ((tp + self.smooth) / whole) - hit * (wrong / whole)) / whole
-            if region.weight is not None:
-                slope = np.where(region.weight == 0, 0.0, slope * region.weight)
-            if self.activation == "sigmoid":
-                slope = slope * p * q
-            elif self.activation == "softmax":
-                mean = (slope * p).sum(axis=region.class_axis, keepdims=True)
-                slope = p * (slope - mean)
-        result[...] = slope
-        return result
+    def gradient(self, slopes, result, given):
+        arrays = [self.values, self.targets, self.weight]
+        if given:  # read row by row as the gradient is written: only the logits themselves may be written over
+            same = _checks.same_memory(result, self.region.source)
+            arrays = [a if same and not at else _checks.apart(result, a) for at, a in enumerate(arrays)]
+        rows = self.laid_out(result)
+        if result.size and not np.may_share_memory(rows, result):
+            rows = np.empty(rows.shape, rows.dtype)
+        self.core.region_grad(*arrays, *self.how, self.alpha, self.beta, slopes, rows, self.threads)
+        if not np.may_share_memory(rows, result):
+            order = [i for part in self.order for i in part]
+            result.transpose(order)[...] = rows.reshape([result.shape[i] for i in order])
 
 
 @dataclass(frozen=True, repr=False)
