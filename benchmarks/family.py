@@ -2,9 +2,9 @@
 
     python benchmarks/family.py [--only WORD]
 
-What stands in one row of a table was timed in turns, in the same rounds (medians of 9), since machines are noisy: read the
-ratios, not the times.  Loss and gradient in one call, float32, mean, one thread unless `--threads` says otherwise; the
-unit is that call of `SoftmaxCrossEntropy` with labels.
+What stands in one table was timed in turns, in the same rounds (medians of 9), since machines are noisy: read the
+ratios, not the times.  Loss and gradient in one call, float32, mean, one thread unless `--threads` says otherwise;
+the unit is that call of `SoftmaxCrossEntropy` with labels.
 """
 
 import argparse
@@ -47,15 +47,22 @@ def family(n, k, threads):
 def divergences(n, k, threads):
     """Divergences from a teacher, and the losses made of them."""
     z, y, soft, teacher, out = problem(n, k)
-    given = {UNIT: (fx.SoftmaxCrossEntropy(), y), "cross-entropy, soft targets": (fx.SoftmaxCrossEntropy(), soft)}
+    given = {
+        UNIT: (fx.SoftmaxCrossEntropy(), y),
+        "cross-entropy, soft targets": (fx.SoftmaxCrossEntropy(), soft),
+    }
     for kind in ("entropy", "forward_kl", "reverse_kl", "jensen_shannon"):
         given[f"{kind}, teacher's logits"] = Divergence(kind, softened=True), (y, teacher)
     given |= {"Jensen-Shannon, labels": (fx.JensenShannonLoss(), y)}
     given |= {"Jensen-Shannon, soft targets": (fx.JensenShannonLoss(), soft)}
-    given |= {"bootstrapping": (fx.BootstrappingLoss(), y), "distillation": (fx.DistillationLoss(), (y, teacher))}
+    given |= {
+        "bootstrapping": (fx.BootstrappingLoss(), y),
+        "distillation": (fx.DistillationLoss(), (y, teacher)),
+    }
     given |= {"distillation, reverse": (fx.DistillationLoss(reverse=True), (y, teacher))}
     calls = {
-        name: lambda f=f, t=t: f.loss_grad(z, t, out=out, num_threads=threads) for name, (f, t) in given.items()
+        name: lambda f=f, t=t: f.loss_grad(z, t, out=out, num_threads=threads)
+        for name, (f, t) in given.items()
     }
     table("Divergences", n, k, calls)
 

@@ -216,6 +216,52 @@ def test_a_multiple(backend, f, problem, c, lam):
     close((c * f).solve(z, y, r, lam, **rest), x, 1e-9)
 
 
+@st.composite
+def curved(draw):
+    """Sums with divergences, temperatures and elementwise terms among their terms."""
+    some = [
+        members(),
+        st.just(fx.JensenShannonLoss()),
+        st.just(fx.BootstrappingLoss(beta=0.5)),
+        st.just(fx.SigmoidCrossEntropy()),
+        st.floats(0.25, 4).map(lambda t: fx.SoftmaxCrossEntropy(temperature=t)),
+    ]
+    terms = draw(st.lists(st.tuples(st.sampled_from([0.25, 1, 2]), st.one_of(some)), min_size=1, max_size=4))
+    return SumLoss(tuple(factor * term for factor, term in terms))
+
+
+@given(curved(), problems(soft=True), st.sampled_from([1e-3, 0.5, 100.0]))
+def test_solve_of_a_sum(backend, f, problem, lam):
+    """Diagonals and low ranks add up, whatever the temperatures: the product of the solution is the right-hand side."""
+    z, y, _, r = problem
+    rest = dict(reduction="sum", backend=backend)
+    H = np.stack([f.hvp(z, y, np.broadcast_to(u, z.shape), **rest) for u in np.eye(K)], axis=1)
+    lam = lam - np.minimum(np.linalg.eigvalsh(H)[:, 0], 0)
+    x = f.solve(z, y, r, lam.reshape(-1, 1) if f.elementwise else lam, **rest)
+    rest = lam[:, None] * x + f.hvp(z, y, x, **rest) - r
+    # 64: factors and squared temperatures of the terms, by which the product rounds
+    assert (
+        np.abs(rest) <= 1e-14 * (np.abs(r) + (lam[:, None] + 64) * np.abs(x).max(axis=1, keepdims=True))
+    ).all()
+
+
+@pytest.mark.parametrize("n_classes", [1, 3, 64, 200])
+def test_solve_of_wide_sums(backend, dtype, n_classes):
+    """Rows in lanes and classes in lanes, ragged ends, layouts and storage: what the product undoes."""
+    rng = np.random.default_rng(n_classes)
+    z, x = rng.normal(size=(2, 19, n_classes, 3))
+    z, x = z.astype(dtype), x.astype(dtype)
+    y = rng.integers(0, n_classes, (19, 3))
+    y[4] = -100
+    teacher = rng.normal(size=z.shape).astype(dtype)
+    f = fx.FocalLoss(axis=1) + fx.DistillationLoss(temperature=3.0, axis=1) + fx.SoftmaxCrossEntropy(axis=1)
+    targets = (y, (y, teacher), y)
+    r = 2 * x + f.hvp(z, targets, x, reduction="sum", backend=backend)
+    solution = f.solve(z, targets, r, 2.0, reduction="sum", backend=backend)
+    assert_allclose(solution, x, rtol=0, atol=1e3 * np.finfo(dtype).eps)
+    assert_allclose(f.solve(z, targets, r, 2.0, reduction="sum", backend=backend)[4], r[4] / 2, rtol=1e-6)
+
+
 def test_targets_of_every_term(backend):
     """Distillation by hand: labels for one term, the teacher's probabilities for the other."""
     rng = np.random.default_rng(0)
@@ -307,5 +353,8 @@ def test_what_does_not_compose(backend):
     with pytest.raises(ValueError, match=r"reduction='none'.*\(2,\) and \(2, 2\); reduce them"):
         (a + b).loss(z, ([0, 1], z), reduction="none", backend=backend)
     assert (a + b).loss(z, ([0, 1], z), backend=backend) == pytest.approx(2 * np.log(2))
-    with pytest.raises(TypeError, match="solve: a sum of losses"):
-        (a + a).solve(z, [0, 1], z, 1.0, backend=backend)
+    cube = np.zeros((2, 2, 2))
+    with pytest.raises(
+        ValueError, match=r"solve: the terms have their classes along different axes, 2 and 1"
+    ):
+        (a + fx.SoftmaxCrossEntropy(axis=1)).solve(cube, [[0, 1], [1, 0]], cube, 1.0, backend=backend)

@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fastxent as fx
 from fastxent import _backend
 from fastxent.losses import SoftmaxCrossEntropy
-from fastxent.losses._divergence import BootstrappingLoss, DistillationLoss, JensenShannonLoss
+from fastxent.losses._divergence import BootstrappingLoss, DistillationLoss, Divergence, JensenShannonLoss
 
 mp = mpmath.mp.clone()
 mp.dps = 100
@@ -622,3 +622,30 @@ def test_mistakes(make, error, words):
         make()
     for word in words:
         assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("margin", [60.0, 700.0, 720.0, 740.0, 760.0, 1e4])
+def test_jensen_shannon_of_opposite_certainties(backend, margin):
+    """ln 2 from below, also where exp(-margin) is denormal."""
+    z = np.array([[margin, 0.0, -1.0]])
+    loss = JensenShannonLoss().loss(z, np.array([[0.0, 0.5, 0.5]]), backend=backend)
+    assert loss == pytest.approx(np.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 7, 8, 9, 128, 129, 300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_backends_agree_for_any_number_of_classes(kind, n_classes, dtype):
+    """Rows in lanes and classes in lanes, with ragged ends, along any axis."""
+    rng = np.random.default_rng(n_classes)
+    z, teacher, x = rng.normal(size=(3, 13, n_classes, 2)).astype(dtype)
+    y = rng.integers(0, n_classes, (13, 2))
+    f = Divergence(kind, softened=True, axis=1)
+    answers = []
+    for name in ("cpu", "numpy"):
+        rest = dict(reduction="sum", backend=name)
+        grads = (f.grad_hess(z, (y, teacher), hessian=h, **rest) for h in ("exact", "upper"))
+        answers.append([f.loss(z, (y, teacher), **rest), *sum(grads, ()), f.hvp(z, (y, teacher), x, **rest)])
+    for a, b in zip(*answers, strict=True):
+        assert_allclose(
+            a, b, rtol=1e-5 if dtype == "float32" else 1e-11, atol=1e-6 if dtype == "float32" else 1e-13
+        )

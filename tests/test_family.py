@@ -26,6 +26,7 @@ LOSSES = [
     (fx.FocalLoss(gamma=0.5), lambda p, c: -c.sqrt(1 - p) * c.log(p)),
     (fx.FocalLoss(gamma=1.0, alpha=0.25), lambda p, c: -(1 - p) * c.log(p)),
     (fx.FocalLoss(gamma=3.5, alpha=ALPHA), lambda p, c: -((1 - p) ** 3.5) * c.log(p)),
+    (fx.FocalLoss(gamma=2.3), lambda p, c: -((1 - p) ** c.mpf(2.3)) * c.log(p)),
     (fx.Poly1Loss(), lambda p, c: -c.log(p) + 1 - p),
     (fx.Poly1Loss(epsilon=-1.0), lambda p, c: -c.log(p) - (1 - p)),
     (fx.Poly1Loss(epsilon=3.5), lambda p, c: -c.log(p) + 3.5 * (1 - p)),

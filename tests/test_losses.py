@@ -312,3 +312,110 @@ def test_sigmoid_solve(backend, dtype, options):
         f.solve(z, y, r, 0.0, backend=backend)
     with pytest.raises(ValueError, match="r: expected the shape of logits"):
         f.solve(z, y, r[0], 1.0, backend=backend)
+
+
+# Edges ----------------------------------------------------------------------------------------------------
+
+EDGES = [
+    fx.SoftmaxCrossEntropy(label_smoothing=0.1, z_loss=0.1),
+    fx.FocalLoss(),
+    fx.FocalLoss(gamma=0.5),
+    fx.FocalLoss(gamma=2.3, temperature=2.0),
+    fx.Poly1Loss(),
+    fx.GeneralizedCrossEntropy(),
+    fx.SymmetricCrossEntropy(),
+    fx.JensenShannonLoss(),
+    fx.BootstrappingLoss(),
+    fx.BootstrappingLoss(hard=True),
+    fx.DistillationLoss(),
+    fx.DistillationLoss(reverse=True),
+    fx.DistillationLoss(weight=0.0, reverse=True),
+    fx.DistillationLoss(weight=1.0, reverse=True),
+]
+ELEMENTS = [
+    fx.SigmoidCrossEntropy(pos_weight=2.0),
+    fx.BinaryFocalLoss(),
+    fx.BinaryFocalLoss(gamma=0.5),
+    fx.AsymmetricLoss(),
+    fx.AsymmetricLoss(2.0, 0.0, 0.0),
+    fx.GANDiscriminatorLoss(0.9),
+    fx.GANGeneratorLoss(),
+    fx.GANGeneratorLoss("minimax"),
+]
+
+
+def hostile(rng, shape, dtype):
+    """Numbers of which some are infinite, NaN or far from the others."""
+    some = np.array([0.0, 1.5, -2.0, np.inf, -np.inf, np.nan, 800.0, -800.0])
+    return rng.choice(some, shape, p=[0.5, 0.15, 0.15, 0.06, 0.06, 0.03, 0.03, 0.02]).astype(dtype)
+
+
+@pytest.mark.parametrize("f", EDGES, ids=repr)
+def test_backends_agree_on_hostile_rows(f, dtype):
+    """Random infinities, NaN and weights of 0: both backends, and a row alone is what it is among others."""
+    rng = np.random.default_rng(5)
+    n, k = 120, 4
+    z, teacher = hostile(rng, (n, k), dtype), hostile(rng, (n, k), dtype)
+    y, v = rng.integers(0, k, n), rng.choice([0.0, 1.0, 2.0], n).astype(dtype)
+    y[::7] = -100
+    soft = np.eye(k)[rng.integers(0, k, n)]
+    soft[::2] = rng.dirichlet(np.ones(k), len(soft[::2]))
+    x = rng.normal(size=z.shape)
+    close = dict(rtol=1e-9, atol=1e-12) if dtype == "float64" else dict(rtol=2e-5, atol=1e-6)
+    for t in ((y, teacher),) if isinstance(f, fx.DistillationLoss) else (y, soft):
+        answers = {}
+        for name in ("cpu", "numpy"):
+            rest = dict(sample_weight=v, reduction="sum", backend=name)
+            loss = f.loss(z, t, v, "none", backend=name)
+            grad, hess = f.grad_hess(z, t, **rest)
+            upper = f.grad_hess(z, t, hessian="upper", **rest)[1]
+            answers[name] = loss, grad, hess, upper, f.hvp(z, t, x, **rest), f.solve(z, t, x, 0.5, **rest)
+        for a, b in zip(answers["cpu"], answers["numpy"], strict=True):
+            assert_allclose(a, b, **close)
+        for a in answers["cpu"][:-1]:
+            assert not a[v == 0].any()
+        for i in range(0, n, 11):
+            one = tuple(part[i : i + 1] for part in t) if isinstance(t, tuple) else t[i : i + 1]
+            alone = f.loss_grad(z[i : i + 1], one, v[i : i + 1], "sum", backend="cpu")[1]
+            assert_allclose(alone, answers["cpu"][1][i : i + 1], **close)
+
+
+@pytest.mark.parametrize("f", ELEMENTS, ids=repr)
+def test_backends_agree_on_hostile_elements(f, dtype):
+    rng = np.random.default_rng(6)
+    z = hostile(rng, (60, 5), dtype)
+    y, v = (rng.random(z.shape) < 0.5).astype(dtype), rng.choice([0.0, 1.0, 2.0], z.shape).astype(dtype)
+    close = dict(rtol=1e-9, atol=1e-12) if dtype == "float64" else dict(rtol=2e-5, atol=1e-6)
+    cpu, spec = (f.loss_grad(z, y, v, "none", backend=name) for name in ("cpu", "numpy"))
+    for a, b in zip(cpu, spec, strict=True):
+        assert_allclose(a, b, **close)
+        assert not a[v == 0].any()
+        assert_array_equal(np.isnan(a) & ~np.isnan(z), False)
+
+
+def test_a_share_of_zero_is_nothing_beside_an_infinite_divergence(backend):
+    """Reverse KL is +inf where the teacher has no probability: times 0 it counts nothing."""
+    z, teacher = np.array([[0.0, 1.0]]), np.array([[0.0, -np.inf]])
+    plain = fx.SoftmaxCrossEntropy().loss_grad(z, [0], backend=backend)
+    loss, grad = fx.DistillationLoss(weight=0.0, reverse=True).loss_grad(z, ([0], teacher), backend=backend)
+    assert loss == plain[0]
+    assert_array_equal(grad, plain[1])
+    loss, grad = fx.DistillationLoss(weight=0.5, reverse=True).loss_grad(z, ([0], teacher), backend=backend)
+    assert loss == np.inf
+    assert_array_equal(grad, [[-np.inf, np.inf]])
+    loss, grad = fx.DistillationLoss(reverse=True).loss_grad(z, ([0], teacher), [0.0], "sum", backend=backend)
+    assert loss == 0
+    assert not grad.any()
+
+
+def test_class_indices_in_the_logits_shape(backend):
+    """Integers above 1 are no targets of their own shape; 0 and 1 are, and so is any float."""
+    z, y = np.zeros((2, 3)), np.array([[0, 2, 1], [1, 0, 2]])
+    with pytest.raises(
+        ValueError,
+        match=r"targets: integers of the logits' own shape .*got 2; class indices have shape \(2,\)",
+    ):
+        fx.softmax_cross_entropy(z, y, backend=backend)
+    many = (y > 0).astype(np.int32)
+    assert fx.softmax_cross_entropy(z, many, backend=backend) == pytest.approx(np.log(3))
+    assert fx.softmax_cross_entropy(z, y.astype(float), backend=backend) == pytest.approx(np.log(3))

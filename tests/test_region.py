@@ -12,6 +12,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 from reference import mp
 
 import fastxent as fx
+from fastxent import _backend
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(backend):
+    """Every test of this module runs on each backend."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backend, "DEFAULT", _backend.choose(backend))
+        yield
+
 
 LOSSES = {
     "dice": fx.DiceLoss(),
@@ -235,6 +245,55 @@ def test_weight_zero_hides_anything():
     z[1, 2] = 300.0
     assert fx.DiceLoss().loss(z, t, v) == expected
     assert fx.DiceLoss().loss_grad(z, t, v)[1][1, 2] == 0
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
+@pytest.mark.parametrize("soft_labels", [False, True])
+@pytest.mark.parametrize("axis", [None, 1, 2, (0, 2, 3), (2, 3), (0, 3), (1, 2), 3])
+def test_backends_agree(activation, soft_labels, axis, dtype):
+    """Any regions of any layout, with weights of 0, and pieces that end in the middle of a vector."""
+    rng = np.random.default_rng(3)
+    z = rng.normal(0, 2, (3, 5, 7, 11)).astype(dtype)
+    if activation == "none":
+        z = 1 / (1 + np.exp(-z))
+    t = rng.random(z.shape).astype(dtype)
+    weight = rng.integers(0, 3, (3, 7, 11) if activation == "softmax" else z.shape).astype(dtype)
+    loss = fx.TverskyLoss(0.3, 0.7, activation, axis, class_axis=1, soft_labels=soft_labels)
+    for view in (z, np.asfortranarray(z), z[:, :, ::-1], np.moveaxis(np.moveaxis(z, 1, 3).copy(), 3, 1)):
+        cpu, spec = (loss.loss_grad(view, t, weight, "none", backend=b) for b in (None, "numpy"))
+        assert_allclose(cpu[0], spec[0], rtol=32 * np.finfo(dtype).eps)
+        assert_allclose(cpu[1], spec[1], rtol=0, atol=32 * np.finfo(dtype).eps * np.abs(spec[1]).max())
+        assert cpu[1].dtype == z.dtype
+
+
+def test_many_pieces_and_threads():
+    """A region of many pieces, and regions smaller than one, are the same bits for any number of threads."""
+    rng = np.random.default_rng(4)
+    z, t = rng.normal(size=(3, 700_001)), rng.random((3, 700_001)) < 0.5
+    p = 1 / (1 + np.exp(-z))
+    for axis in (None, 0, 1):
+        loss = fx.DiceLoss(axis=axis, smooth=0.0)
+        one = loss.loss_grad(z, t, reduction="none", num_threads=1)
+        two = loss.loss_grad(z, t, reduction="none", num_threads=2)
+        assert_array_equal(one[0], two[0])
+        assert_array_equal(one[1], two[1])
+        expected = 1 - 2 * (p * t).sum(axis=axis) / (p + t).sum(axis=axis)
+        assert_allclose(one[0], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_nan_stays_in_its_region_and_weight_zero_hides_it(activation):
+    z, t, _ = problem((4, 3))
+    weight = np.ones(4 if activation == "softmax" else (4, 3))
+    z[2, 1] = np.nan
+    loss = fx.DiceLoss(activation, axis=1)
+    values, grad = loss.loss_grad(z, t, weight, "none")
+    assert_array_equal(np.isnan(values), [False, False, True, False])
+    assert_array_equal(np.isnan(grad).any(axis=1), [False, False, True, False])
+    weight[2] = 0
+    values, grad = loss.loss_grad(z, t, weight, "none")
+    assert_array_equal(np.isnan(values), False)
+    assert_array_equal(grad[2], 0)
 
 
 # Objects and refusals -------------------------------------------------------------------------------------

@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import fastxent as fx
-from fastxent import merge_lse, partial_lse
+from fastxent import _backend, merge_lse, partial_lse
 from fastxent.shards import LSEState
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(backend):
+    """Every test of this module runs on each backend."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backend, "DEFAULT", _backend.choose(backend))
+        yield
+
 
 INF, NAN = np.inf, np.nan
 TAIL = 4.248354255291589e-18  # log1p(exp(-40)) in mpmath

@@ -805,7 +805,7 @@ def _eliminated(groups, lam, d, moved, r):
 
 
 def _small_solve(A, right):
-    """Gauss and Jordan with row exchanges over a stack of systems; a singular one becomes NaN or infinite, in silence."""
+    """Gauss and Jordan, with row exchanges, over a stack of systems; a singular one becomes NaN or infinite."""
     A = np.concatenate([A, right[:, :, None]], axis=2)
     every = np.arange(len(A))
     for c in range(A.shape[1]):

@@ -184,7 +184,9 @@ class LSEState:
             pull = 2 * z_loss * self._lse() if z_loss else np.zeros(self.m.shape)
             state = [a.reshape(-1) for a in (self.m, self._r(), self.t, pull, weight / denominator)]
         shares = (smoothing / self.n_classes, 1 - smoothing)
-        core.partial_grad(rows, np.ascontiguousarray(labels.reshape(-1)), start, *state, *shares, out, threads)
+        core.partial_grad(
+            rows, np.ascontiguousarray(labels.reshape(-1)), start, *state, *shares, out, threads
+        )
         return grad
 
     def _r(self):
@@ -274,7 +276,9 @@ def partial_lse(logits_shard, targets, class_offset, *, backend=None, num_thread
     at = labels.reshape(-1) - start
     owned = (at >= 0) & (at < k)
     if z.size:
-        core.partial_rows(z.reshape(-1, k), np.ascontiguousarray(labels.reshape(-1)), start, m, r, t, Z, threads)
+        core.partial_rows(
+            z.reshape(-1, k), np.ascontiguousarray(labels.reshape(-1)), start, m, r, t, Z, threads
+        )
     per_row = [a.reshape(shape) for a in (labels, m, r, t, Z, owned)]
     return LSEState(*per_row, ((start, start + k),) if k else (), _checks.compute_dtype(z.dtype).name)
 

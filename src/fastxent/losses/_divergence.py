@@ -130,7 +130,7 @@ class DivergenceCall(SoftmaxCall):
         return call
 
     def upper(self, hess):
-        """A diagonal that dominates every row's Hessian; for forward KL, as for labels, diag Q - Q Q' <= 2 diag Q (1 - Q)."""
+        """A diagonal that dominates every row's Hessian; as for labels, diag Q - Q Q' <= 2 diag Q (1 - Q)."""
         if self.family == "forward_kl":
             return np.multiply(np.abs(hess), 2, out=hess, casting="same_kind")
         rows = writable_rows(hess, self.problem.axis)

@@ -23,7 +23,7 @@ ACTIVATIONS = ("sigmoid", "softmax", "none")
 
 
 class RegionCall(Call):
-    """One checked call: arrays laid out as (regions, outer, classes, inner) for the kernels, as views where they can be."""
+    """One checked call: arrays as (regions, outer, classes, inner) for the kernels, without copies where possible."""
 
     def __init__(
         self, loss, alpha, beta, smooth, z, y, sample_weight, reduction, backend, num_threads, check
@@ -74,7 +74,9 @@ class RegionCall(Call):
             with np.errstate(all="ignore"):
                 whole = np.where(nothing, np.inf, whole)
                 # d(wrong / whole) with whole = tp + wrong + smooth
-                slopes = scale * np.stack([(tp + self.smooth) / whole, wrong / whole], axis=2) / whole[:, :, None]
+                slopes = (
+                    scale * np.stack([(tp + self.smooth) / whole, wrong / whole], axis=2) / whole[:, :, None]
+                )
             self.gradient(slopes, result, out is not None)
         if self.reduction == "none":
             values = losses.reshape(*self.kept, classes)
@@ -88,7 +90,9 @@ class RegionCall(Call):
 
     def gradient(self, slopes, result, given):
         arrays = [self.values, self.targets, self.weight]
-        if given:  # read row by row as the gradient is written: only the logits themselves may be written over
+        if (
+            given
+        ):  # read row by row as the gradient is written: only the logits themselves may be written over
             same = _checks.same_memory(result, self.region.source)
             arrays = [a if same and not at else _checks.apart(result, a) for at, a in enumerate(arrays)]
         rows = self.laid_out(result)
