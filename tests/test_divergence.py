@@ -559,6 +559,15 @@ def test_curvature_policies(loss):
         assert (loss.grad_hess(z, targets, hessian=policy)[1] >= 0).all()
 
 
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_solve_undoes_the_product(loss, backend):
+    """Damping above the negative curvature, which is less than 1 per row."""
+    targets = targets_of(loss, LABELS, TEACHER)
+    rest = dict(reduction="sum", backend=backend)
+    r = 20 * X + loss.hvp(STUDENT, targets, X, **rest)
+    assert_allclose(loss.solve(STUDENT, targets, r, 20.0, **rest), X, rtol=1e-11, atol=1e-13)
+
+
 def test_bootstrapping_ends():
     """beta = 1 is cross-entropy; the entropy term rewards confidence; a prediction that is right changes nothing."""
     z, y = STUDENT, LABELS
@@ -613,7 +622,7 @@ def test_objects(loss):
          ["targets", "4"]),
         (lambda: JensenShannonLoss().loss(STUDENT, LABELS + 2), ValueError, ["targets", "label < 4"]),
         (lambda: JensenShannonLoss().loss(STUDENT, -as_softmax(STUDENT)), ValueError, ["targets", "negative"]),
-        (lambda: JensenShannonLoss().solve(STUDENT, LABELS, X, 1.0), TypeError, ["solve"]),
+        (lambda: JensenShannonLoss().solve(STUDENT, LABELS, X, 0.0), ValueError, ["lam", "positive"]),
         (lambda: JensenShannonLoss().hvp(STUDENT, LABELS, X[:2]), ValueError, ["x", "(7, 4)"]),
     ],
 )  # fmt: skip

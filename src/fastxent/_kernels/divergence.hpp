@@ -101,13 +101,13 @@ template <class T, bool ACROSS> static ID distributions(
   const int wide = sizeof(T) == 8 ? fx::DOUBLE : fx::FLOAT;
   auto softened = [&](int storage, const Matrix& m, Dist* d) {
     load_doubles<T, ACROSS>(storage, m, a->inner, i, n, K, ACROSS ? 0. : -__builtin_inf(), d->l);
-    for (ptrdiff_t k = 0; k < S; k++) d->l[k] *= inverse;
+    if (inverse != 1) for (ptrdiff_t k = 0; k < S; k++) d->l[k] *= inverse;
     return soften<ACROSS>(d, S);
   };
   if (a->soft.data && a->teacher_logits) good = softened(wide, a->soft, P);
   else if (a->soft.data) {
     load_doubles<T, ACROSS>(wide, a->soft, a->inner, i, n, K, 0., P->p);
-    good = weigh<ACROSS>(P, S); report<ACROSS>(~good, i, n, out);
+    good = weigh<ACROSS>(P, S); if (some(~good)) report<ACROSS>(~good, i, n, out);
   } else one_hot<ACROSS>(P, S, y);
   return softened(a->storage, a->logits, Q) & good;
 }

@@ -46,7 +46,12 @@ template <bool ACROSS> struct Lanes {
   }
 };
 
-FX_INLINE bool some(ID v) { int64_t any = 0; for (int i = 0; i < ND; i++) any |= v[i]; return any != 0; }
+FX_INLINE bool some(ID v) {
+  uint64_t words[ND], any = 0;
+  __builtin_memcpy(words, &v, sizeof words);
+  for (const uint64_t word : words) any |= word;
+  return any != 0;
+}
 
 // ND x ND numbers between rows of classes and lanes: the last tile of a row overlaps the one before.
 template <class T> struct Tile { typedef T Half __attribute__((vector_size(ND * sizeof(T)))); };

@@ -2,7 +2,9 @@
 
 Q = softmax(z / T) is the student, P the teacher: labels, probabilities or softmax of teacher logits. All of it is
 computed in float64, whatever the storage: divergences of close distributions are small differences of logarithms.
-Ignored rows count nothing, in any term; the mean's denominator is that of the cross-entropy against the labels.
+Ignored rows count nothing, in any term; the mean's denominator is that of the cross-entropy against the labels. There
+are no class weights, smoothing or logit bias here: a divergence with weights is none, for it is not 0 where Q is P.
+Smooth the targets or shift the logits before the call.
 """
 
 from dataclasses import dataclass
