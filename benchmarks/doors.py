@@ -3,8 +3,8 @@
     python benchmarks/doors.py [--threads N]
 
 Both sides of a row are timed in turns, in the same rounds (medians), since machines are noisy: read the ratios, not the
-times.  The results are compared before anything is timed.  Extra memory is what a training step adds at its peak to what was
-there before, gradients included, each step in a process of its own.
+times. The results are compared before anything is timed.  Extra memory is what a training step adds at its peak to
+what was there before, gradients included, each step in a process of its own.
 """
 
 import argparse
@@ -152,8 +152,8 @@ def main():
         theirs, ours = peak_of_head("theirs"), peak_of_head("ours")
         own = (TOKENS + VOCABULARY) * HIDDEN * 4 / 2**20
         print(
-            f"\nExtra memory of the LM head's step: PyTorch {theirs:.0f} MiB, here {ours:.0f} MiB; of that {own:.0f} MiB "
-            f"are the gradients themselves. Beyond them: {ours - own:.0f} of {theirs - own:.0f} MiB"
+            f"\nExtra memory of the LM head's step: PyTorch {theirs:.0f} MiB, here {ours:.0f} MiB; {own:.0f} MiB of it "
+            f"are the gradients themselves. Beyond them: {theirs - own:.0f} and {ours - own:.0f} MiB"
         )
     return 0
 

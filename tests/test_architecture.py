@@ -98,6 +98,16 @@ def test_nothing_imports_the_edges():
             assert LAYER.get(other) != 4 or LAYER[name] == 4, f"{name} imports the edge {other}"
 
 
+def test_only_the_door_to_pytorch_imports_it():
+    """The benchmark cases run PyTorch as a peer; everything else knows tensors only where the user imported them."""
+    for name, path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(module.partition(".")[0] == "torch" for module in named):
+                assert name in ("torch", "_bench"), f"{path.name} imports PyTorch"
+
+
 # Twins ----------------------------------------------------------------------------------------------------
 
 

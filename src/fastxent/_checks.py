@@ -4,10 +4,12 @@ A checked array is a native, aligned NumPy array of a dtype that every backend r
 can read in place.  Messages name the argument, what was expected and what came.
 """
 
+import functools
 import itertools
 import math
 import numbers
 import operator
+import sys
 import warnings
 from typing import NamedTuple
 
@@ -81,23 +83,120 @@ def per_base(base):
 
 
 def array(values, name):
-    """Anything array-like as a native, aligned array, without a copy where it is one already."""
+    """Anything array-like as a native, aligned array, without a copy where it is one already.
+
+    Arrays of other libraries come by ``__array__`` or DLPack; tensors of PyTorch as they lie in memory, bfloat16 too.
+    """
     if type(values) is not np.ndarray:
-        foreign = (
-            not isinstance(values, np.ndarray)
-            and hasattr(values, "__dlpack__")
-            and not hasattr(values, "__array__")
-        )
         try:
-            values = np.from_dlpack(values) if foreign else np.asarray(values)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{name}: expected an array-like of numbers: {error}") from None
+            if is_tensor(values):
+                values = _array_of_tensor(values, name)
+            elif (
+                isinstance(values, np.ndarray)
+                or hasattr(values, "__array__")
+                or not hasattr(values, "__dlpack__")
+            ):
+                values = np.asarray(values)
+            else:
+                values = np.from_dlpack(values)
+        except (ValueError, TypeError, BufferError) as error:
+            kind = TypeError if isinstance(error, BufferError) else type(error)
+            raise kind(f"{name}: expected an array-like of numbers: {error}") from None
     dtype = values.dtype
     if not dtype.isnative:
         values = values.astype(dtype.newbyteorder("="))
     elif not values.flags.aligned:
         values = values.copy()
     return values
+
+
+def is_tensor(values):
+    """Whether values are a tensor of PyTorch, which is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(values, torch.Tensor)
+
+
+def _array_of_tensor(tensor, name):
+    if tensor.requires_grad:
+        raise TypeError(
+            "a tensor that requires a gradient would lose it here; use fastxent.torch, or pass tensor.detach()"
+        )
+    tensor = tensor.resolve_conj().resolve_neg()
+    if str(tensor.dtype) != "torch.bfloat16":
+        return tensor.numpy()
+    return tensor.view(sys.modules["torch"].int16).numpy().view(_bfloat16(name))
+
+
+def _bfloat16(name):
+    """ml_dtypes' bfloat16: NumPy has none of its own."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ImportError(f"{name}: bfloat16 tensors need ml_dtypes: pip install 'fastxent[torch]'") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _to_tensor(values):
+    torch = sys.modules["torch"]
+    if values.dtype.kind == "V":  # ml_dtypes' bfloat16
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def _library_of(values):
+    """How an array becomes one of the library of `values`; None where that is NumPy, or makes tables and no arrays.
+
+    Libraries are known by the array API standard's ``__array_namespace__``; PyTorch has none and is known by name.
+    """
+    if is_tensor(values):
+        return _to_tensor
+    if isinstance(values, (np.ndarray, np.generic)) or not hasattr(values, "__array_namespace__"):
+        return None
+    library = values.__array_namespace__()
+
+    def convert(result):
+        try:
+            return library.from_dlpack(result)
+        except (BufferError, TypeError):  # DLPack has no read-only arrays, and NumPy's no bfloat16
+            return library.asarray(result)
+
+    return convert
+
+
+_OWN = (np.ndarray, list, tuple, float, int)
+
+
+def answers_in_kind(at=0):
+    """Decorator: arrays that a function returns are of the library of its argument number `at`; `out` may be too.
+
+    PyTorch's tensors and arrays of any library of the array API standard (JAX, CuPy) come back as such, sharing memory
+    where DLPack can; everything else gets NumPy's arrays. Plain numbers stay numbers.
+    """
+
+    def decorate(function):
+        name = function.__code__.co_varnames[at]
+
+        @functools.wraps(function)
+        def answer(*args, **kwargs):
+            values = args[at] if len(args) > at else kwargs.get(name)
+            convert = None if type(values) in _OWN else _library_of(values)
+            if convert is None:
+                return function(*args, **kwargs)
+            own = given = kwargs.get("out")
+            if given is not None and not isinstance(given, np.ndarray):
+                kwargs["out"] = own = array(given, "out")
+
+            def back(result):
+                if own is not None and result is own:
+                    return given
+                return convert(result) if isinstance(result, np.ndarray) else result
+
+            results = function(*args, **kwargs)
+            return tuple(map(back, results)) if isinstance(results, tuple) else back(results)
+
+        return answer
+
+    return decorate
 
 
 def is_half(dtype):

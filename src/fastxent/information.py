@@ -19,6 +19,7 @@ from . import _checks
 __all__ = ["cross_entropy", "entropy", "js_divergence", "kl_divergence", "perplexity"]
 
 
+@_checks.answers_in_kind()
 def entropy(p, *, base=None, axis=-1):
     """Shannon entropy H(p) = -sum_k p_k log p_k.
 
@@ -56,6 +57,7 @@ def entropy(p, *, base=None, axis=-1):
     return call.finish(compensated_sum(_p_log(p, p, -1.0)))
 
 
+@_checks.answers_in_kind()
 def cross_entropy(p, q, *, base=None, axis=-1):
     """Cross-entropy of distributions, CE(p, q) = -sum_k p_k log q_k = H(p) + KL(p, q).
 
@@ -88,6 +90,7 @@ def cross_entropy(p, q, *, base=None, axis=-1):
     return call.finish(compensated_sum(_p_log(p, q, -1.0)))
 
 
+@_checks.answers_in_kind()
 def kl_divergence(p, q, *, base=None, axis=-1):
     """Kullback-Leibler divergence KL(p, q) = sum_k p_k log(p_k / q_k), the relative entropy.
 
@@ -126,6 +129,7 @@ def kl_divergence(p, q, *, base=None, axis=-1):
     return call.finish(compensated_sum(_excess(p, q), difference, rounding))
 
 
+@_checks.answers_in_kind()
 def js_divergence(p, q, *, base=None, axis=-1):
     """Jensen-Shannon divergence, (KL(p, m) + KL(q, m)) / 2 with m = (p + q) / 2.
 
@@ -169,6 +173,7 @@ def js_divergence(p, q, *, base=None, axis=-1):
     return call.finish(compensated_sum((0.25 * p + 0.25 * q) * bend))
 
 
+@_checks.answers_in_kind()
 def perplexity(p, q=None, *, base=None, axis=-1):
     """Perplexity b^H(p), or b^CE(p, q) with q: the number of equally likely outcomes of the same entropy.
 

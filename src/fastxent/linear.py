@@ -614,6 +614,7 @@ def _checked_linear(X, W, bias):
     return X, W, bias, dtype
 
 
+@_checks.answers_in_kind()
 def linear_cross_entropy(
     X,
     W,
@@ -683,6 +684,7 @@ def linear_cross_entropy(
     return call.reduced(total)
 
 
+@_checks.answers_in_kind()
 def linear_cross_entropy_with_grad(
     X,
     W,

@@ -131,10 +131,12 @@ class Loss(abc.ABC):
     def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
         """The checked call of this loss."""
 
+    @_checks.answers_in_kind(1)
     def loss(self, z, y, sample_weight=None, reduction="mean", *, backend=None, num_threads=None, check=True):
         """Loss of logits `z` against targets `y`: a float, or one number per row with reduction="none"."""
         return self._call(z, y, sample_weight, reduction, backend, num_threads, check).run()[0]
 
+    @_checks.answers_in_kind(1)
     def loss_grad(
         self,
         z,
@@ -151,6 +153,7 @@ class Loss(abc.ABC):
         call = self._call(z, y, sample_weight, reduction, backend, num_threads, check)
         return call.run(grad=True, out=out)[:2]
 
+    @_checks.answers_in_kind(1)
     def grad_hess(
         self,
         z,
@@ -191,6 +194,7 @@ class Loss(abc.ABC):
         _checks.choice(hessian, "hessian", HESSIANS)
         return self._call(z, y, sample_weight, reduction, backend, num_threads, check).curvature(hessian)
 
+    @_checks.answers_in_kind(1)
     def hvp(
         self, z, y, x, sample_weight=None, reduction="mean", *, backend=None, num_threads=None, check=True
     ):
@@ -198,6 +202,7 @@ class Loss(abc.ABC):
         self._need_curvature("hvp")
         return self._call(z, y, sample_weight, reduction, backend, num_threads, check).hvp(x)
 
+    @_checks.answers_in_kind(1)
     def solve(
         self,
         z,

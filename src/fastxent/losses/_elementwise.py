@@ -185,6 +185,7 @@ def element_rows(array, matrix):
     return np.empty(matrix, array.dtype)
 
 
+@_checks.answers_in_kind()
 def sigmoid_cross_entropy(
     logits,
     targets,
@@ -248,6 +249,7 @@ def sigmoid_cross_entropy(
     return ElementCall("sigmoid_elements", logits, targets, *options).run()[0]
 
 
+@_checks.answers_in_kind()
 def sigmoid_cross_entropy_with_grad(
     logits,
     targets,
@@ -292,6 +294,7 @@ def sigmoid_cross_entropy_with_grad(
     return ElementCall("sigmoid_elements", logits, targets, *options).run(grad=True, out=out)[:2]
 
 
+@_checks.answers_in_kind()
 def sigmoid_cross_entropy_forward(
     logits,
     targets,
@@ -331,6 +334,7 @@ def sigmoid_cross_entropy_forward(
     return ElementCall("sigmoid_elements", logits, targets, *options).run()[0]
 
 
+@_checks.answers_in_kind(1)
 def sigmoid_cross_entropy_backward(
     grad_loss,
     logits,
@@ -375,6 +379,7 @@ def sigmoid_cross_entropy_backward(
     return ElementCall("sigmoid_elements", logits, targets, *options).backward(grad_loss, out)
 
 
+@_checks.answers_in_kind()
 def binary_cross_entropy(
     probabilities,
     targets,
@@ -423,6 +428,7 @@ def binary_cross_entropy(
     return ElementCall("binary_elements", probabilities, targets, *options).run()[0]
 
 
+@_checks.answers_in_kind()
 def binary_cross_entropy_with_grad(
     probabilities,
     targets,

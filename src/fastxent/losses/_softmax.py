@@ -318,6 +318,7 @@ class SoftmaxCall(Call):
 # ------------------------------------------------------------------------------------------------- softmax: functions
 
 
+@_checks.answers_in_kind()
 def softmax_cross_entropy(
     logits,
     targets,
@@ -419,6 +420,7 @@ def softmax_cross_entropy(
     ]
 
 
+@_checks.answers_in_kind()
 def softmax_cross_entropy_with_grad(
     logits,
     targets,
@@ -486,6 +488,7 @@ def softmax_cross_entropy_with_grad(
     return call.run(grad=True, out=out)[:2]
 
 
+@_checks.answers_in_kind()
 def softmax_cross_entropy_forward(
     logits,
     targets,
@@ -548,6 +551,7 @@ def softmax_cross_entropy_forward(
     return loss, lse
 
 
+@_checks.answers_in_kind(1)
 def softmax_cross_entropy_backward(
     grad_loss,
     logits,

@@ -76,10 +76,7 @@ def traced(*tensors):
     """Whether something other than plain CPU memory is at hand: a compiler, a tracer, a transform, another device."""
     if torch.compiler.is_compiling() or _modes() or _transforms() is not None:
         return True
-    for one in tensors:
-        if one is not None and not (one.is_cpu and type(one) in _PLAIN):
-            return True
-    return False
+    return any(one is not None and not (one.is_cpu and type(one) in _PLAIN) for one in tensors)
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
