@@ -697,6 +697,62 @@ def bad_shard_label(labels, wrong, n_classes):
     )
 
 
+# ------------------------------------------------------------------------------------------------------------- boosting
+
+
+def boosting_input(margins, labels, sample_weight, elementwise):
+    """Targets and weights of a booster's margins, (n_samples,) or (n_samples, n_classes).
+
+    Boosters keep labels as float32, and matrices of them flat.
+
+    Raises
+    ------
+    TypeError
+        Labels or weights that are not numbers.
+    ValueError
+        Shapes that do not belong together; labels that are no classes; targets outside their range.
+    """
+    if margins.ndim not in (1, 2):
+        raise ValueError(
+            f"margins: expected shape (n_samples,) or (n_samples, n_classes), got {margins.shape}"
+        )
+    y = array(labels, "labels")
+    if y.dtype.kind not in "iubf":
+        raise TypeError(f"labels: expected numbers, got dtype {y.dtype}; " + label_advice(y, "encode them"))
+    dtype = compute_dtype(margins.dtype)
+    rows = margins.shape[:1]
+    weight = per_row(sample_weight, "sample_weight", rows, dtype)
+    if y.size == margins.size and (elementwise or margins.ndim == 2):
+        y = y.reshape(margins.shape).astype(dtype, copy=False)
+        high = 1.0 if elementwise else math.inf
+        wrong = ~((y >= 0) & (y <= high))
+        if wrong.any():
+            raise ValueError(f"labels: expected numbers from 0 to {high:g}, got " + _first(y, wrong))
+        if weight is not None and elementwise and margins.ndim == 2:
+            weight = np.broadcast_to(weight[:, None], margins.shape)
+        return y, weight
+    if elementwise:
+        raise ValueError(
+            f"labels: expected one per margin, shape {margins.shape}, got shape {y.shape}; "
+            "for one class per row use a softmax loss, such as SoftmaxCrossEntropy()"
+        )
+    if y.size != rows[0]:
+        raise ValueError(f"labels: expected one per row of margins {margins.shape}, got shape {y.shape}")
+    y = y.reshape(rows)
+    n_classes = margins.shape[1] if margins.ndim == 2 else 2
+    with np.errstate(invalid="ignore"):
+        codes = y.astype(np.int32)
+    wrong = (codes != y) | (codes < 0) | (codes >= n_classes)
+    if wrong.any():
+        first_is_one = y.size and y.min() == 1 and y.max() == n_classes
+        raise ValueError(
+            f"labels: expected whole numbers from 0 to {n_classes - 1}, got "
+            + _first(y, wrong)
+            + ("; do the labels start at 1? Subtract 1" if first_is_one else "")
+        )
+    return codes, weight
+
+
 # ---------------------------------------------------------------------------------------------- regions and adversaries
 
 
