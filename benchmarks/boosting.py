@@ -2,8 +2,8 @@
 
     python benchmarks/boosting.py [rows classes]
 
-Both compute the derivatives of weighted softmax cross-entropy with the library's own curvature, from the arrays that the
-library hands over; the results are compared before anything is timed. "to the trees" adds what LightGBM does with the
+Both compute the derivatives of softmax cross-entropy with the library's own curvature, from the arrays that the library
+hands over; the results are compared before anything is timed. "to the trees" adds what LightGBM does with the
 answer, a copy to float32 class by class. Every number is the best of several calls that take turns.
 """
 
@@ -73,7 +73,9 @@ def main(n_samples=1_000_000, n_classes=10):
                     lambda: after(*numpy_objective(z, labels, v, factor)),  # noqa: B023
                 ]
             )
-            print(f"| {name} | {'no' if v is None else 'yes'} | {ours:.1f} | {theirs:.1f} | {theirs / ours:.1f} |")
+            print(
+                f"| {name} | {'no' if v is None else 'yes'} | {ours:.1f} | {theirs:.1f} | {theirs / ours:.1f} |"
+            )
     for loss in (fx.FocalLoss(), fx.GeneralizedCrossEntropy(), fx.SoftmaxCrossEntropy(label_smoothing=0.1)):
         (ours,) = best([lambda: xgboost_objective(loss)(labels, margins)])  # noqa: B023
         print(f"| XGBoost, {loss} | no | {ours:.1f} | | |")

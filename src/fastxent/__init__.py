@@ -42,6 +42,7 @@ _LAZY = {
     "information": "information",
     "linear_cross_entropy": "linear",
     "linear_cross_entropy_with_grad": "linear",
+    "load": "files",
     "merge_lse": "shards",
     "partial_lse": "shards",
 }
@@ -71,6 +72,7 @@ __all__ = [
     "information",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "load",
     "merge_lse",
     "partial_lse",
     "show_versions",

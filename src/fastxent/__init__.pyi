@@ -1,6 +1,7 @@
 from . import information as information
 from ._backend import show_versions as show_versions
 from .calibration import TemperatureScaling as TemperatureScaling
+from .files import load as load
 from .linear import linear_cross_entropy as linear_cross_entropy
 from .linear import linear_cross_entropy_with_grad as linear_cross_entropy_with_grad
 from .logistic import LogisticRegression as LogisticRegression
@@ -58,6 +59,7 @@ __all__ = [
     "information",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "load",
     "merge_lse",
     "partial_lse",
     "show_versions",

@@ -1,12 +1,13 @@
 """Objectives and metrics for XGBoost and LightGBM, from any loss object that has curvature.
 
-A booster hands over its margins (raw scores) and takes back gradient and Hessian diagonal of the summed loss. One object
-serves a library's native interface, ``obj(margins, data)``, and its scikit-learn interface, ``f(y_true, y_pred, weight)``.
-Cross-entropy follows the library's own convention for the curvature, so that it grows the trees of the built-in objective
-(with the same starting score: ``base_score=0`` in XGBoost, ``boost_from_average=False`` in LightGBM).
+A booster hands over its margins (raw scores) and takes back gradient and Hessian diagonal of the summed loss. One
+object serves a library's native interface, ``obj(margins, data)``, and its scikit-learn interface,
+``f(y_true, y_pred, weight)``. Cross-entropy follows the library's own convention for the curvature, so that it grows
+the trees of the built-in objective from the same start: in XGBoost ``base_score=0`` (for two classes its scikit-learn
+interface wants a probability, 0.5), in LightGBM ``boost_from_average=False``.
 
 Both libraries store derivatives as float32, XGBoost row by row and LightGBM class by class. So they are computed in the
-margins' precision, block by block in the cache, and written once, in that type and order; nothing is converted afterwards.
+margins' precision, block by block in the cache, and written once, in that type and order.
 
 CatBoost calls Python once per row and object, which no kernel can make fast; the recipe is in `Objective`.
 """
@@ -20,6 +21,7 @@ import numpy as np
 
 from . import _backend, _checks
 from .losses import HESSIANS, Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, resolve
+from .losses._base import XGBOOST_FLOOR
 
 __all__ = [
     "Metric",
@@ -37,7 +39,7 @@ _BLOCK = 1 << 17  # margins of a block: with its derivatives 1.5 MiB in float32
 
 @dataclass(frozen=True)
 class Objective:
-    """Gradient and curvature of a loss as a booster asks for them; `xgboost_objective` and `lightgbm_objective` make it.
+    """Gradient and curvature of a loss as a booster asks for them: what `xgboost_objective` makes.
 
     Immutable and picklable, so it travels to Dask workers and into cross-validation.
 
@@ -49,9 +51,10 @@ class Objective:
 
     Notes
     -----
-    CatBoost's objectives return minus the derivatives of one row at a time, and the whole Hessian. A class with the method
-    ``calc_ders_multi(self, approxes, target, weight)`` gets there with ``grad, _ = loss.grad_hess([approxes], [int(target)])``
-    and, column by column, ``loss.hvp([approxes], [int(target)], [e])``; its own built-in MultiClass loss is far faster.
+    CatBoost wants minus the derivatives of one row at a time, and its whole Hessian: a class whose method
+    ``calc_ders_multi(self, approxes, target, weight)`` returns minus weight times the gradient of
+    ``loss.loss_grad([approxes], [int(target)])`` and minus weight times the rows ``loss.hvp([approxes], [int(target)],
+    [e])[0]`` for every unit vector e. Its built-in losses are far faster.
     """
 
     loss: Loss
@@ -61,7 +64,9 @@ class Objective:
     def __post_init__(self):
         loss = resolve(self.loss)
         if getattr(loss, "no_curvature", ""):
-            raise TypeError(f"loss: boosting needs second derivatives, {loss!r} has none: {loss.no_curvature}")
+            raise TypeError(
+                f"loss: boosting needs second derivatives, {loss!r} has none: {loss.no_curvature}"
+            )
         if self.hessian is not None:
             _checks.choice(self.hessian, "hessian", HESSIANS)
         _checks.choice(self.library, "library", ("xgboost", "lightgbm"))
@@ -91,15 +96,29 @@ class Objective:
         margins, targets, weight = _arguments(self.loss, first, second, sample_weight)
         order = "C" if self.library == "xgboost" else "F"
         grad, hess = (np.empty(margins.shape, np.float32, order) for _ in range(2))
-        policy = self.hessian
-        if policy is None:
-            plain = isinstance(self.loss, (SoftmaxCrossEntropy, SigmoidCrossEntropy))
-            policy = self.library if plain else "upper"
-        one_score = margins.ndim == 1 and not self.loss.elementwise
+        fill = self._filler(margins, targets, weight, grad, hess)
+        n_samples = len(margins)
+        step = max(1, _BLOCK // max(1, margins[:1].size))
+        blocks = [slice(start, start + step) for start in range(0, n_samples, step)]
+        threads = min(len(blocks), _backend.default_threads())
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as team:
+                list(team.map(fill, blocks))
+        else:
+            for rows in blocks:
+                fill(rows)
+        return grad, hess
 
-        def fill(start):
-            rows = slice(start, start + step)
-            g, h = self.loss.grad_hess(
+    def _filler(self, margins, targets, weight, grad, hess):
+        """What writes the derivatives of some rows."""
+        loss, policy = self.loss, self.hessian
+        cross_entropy = isinstance(loss, (SoftmaxCrossEntropy, SigmoidCrossEntropy))
+        if policy is None:
+            policy = self.library if cross_entropy else "upper"
+        one_score = margins.ndim == 1 and not loss.elementwise
+
+        def of_any_loss(rows):
+            g, h = loss.grad_hess(
                 _with_both_classes(margins[rows]) if one_score else margins[rows],
                 targets[rows],
                 None if weight is None else weight[rows],
@@ -115,18 +134,27 @@ class Objective:
             grad[rows] = g
             hess[rows] = h
 
-        n_samples = len(margins)
-        step = max(1, _BLOCK // max(1, margins[:1].size))
-        starts = range(0, n_samples, step)
-        threads = min(len(starts), _backend.default_threads())
-        if threads > 1:
-            with ThreadPoolExecutor(threads) as team:
-                for _ in team.map(fill, starts):
-                    pass
-        else:
-            for start in starts:
-                fill(start)
-        return grad, hess
+        if not cross_entropy or loss.elementwise or loss.z_loss or one_score or policy != self.library:
+            return of_any_loss
+
+        # The same for the commonest loss in one sweep, without a copy where the margins are float32 as the answer is.
+        n_classes = margins.shape[1]
+        factor = 2.0 if policy == "xgboost" else n_classes / max(n_classes - 1, 1)
+        in_place = margins.dtype == grad.dtype
+
+        def of_cross_entropy(rows):
+            v = None if weight is None else weight[rows]
+            call = loss._call(margins[rows], targets[rows], v, "sum", None, 1, False)
+            outputs = {"out": grad[rows], "hess_out": hess[rows]} if in_place else {}
+            _, g, h, _ = call.run(grad=True, hess=True, **outputs)
+            h *= factor
+            if policy == "xgboost" and not h.min() > XGBOOST_FLOOR * (1.0 if v is None else v.max()):
+                np.maximum(h, XGBOOST_FLOOR * (1.0 if v is None else v[:, None]), out=h, casting="same_kind")
+            if not in_place:
+                grad[rows] = g
+                hess[rows] = h
+
+        return of_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -180,9 +208,10 @@ class Metric:
 
 
 def xgboost_objective(loss, hessian=None):
-    """Objective for XGBoost: ``xgboost.train(..., obj=)`` and ``XGBClassifier(objective=)``, with weights, also on Dask.
+    """Objective for ``xgboost.train(..., obj=)``, ``XGBClassifier(objective=)`` and ``xgboost.dask``, with weights.
 
-    `XGBClassifier` turns margins into probabilities itself; those of a booster go through `softmax_scores`.
+    `XGBClassifier` turns margins into probabilities itself; those of a booster are
+    ``softmax_scores(booster.predict(data, output_margin=True))``.
 
     Parameters
     ----------
@@ -217,9 +246,9 @@ def xgboost_objective(loss, hessian=None):
 
 
 def lightgbm_objective(loss, hessian=None):
-    """Objective for LightGBM: ``params["objective"]`` of ``lightgbm.train`` and ``LGBMClassifier(objective=)``, with weights.
+    """Objective for ``params["objective"]`` of ``lightgbm.train`` and for ``LGBMClassifier(objective=)``, with weights.
 
-    LightGBM returns raw scores where the objective is Python's: `ProbabilityMixin` and `softmax_scores` give probabilities.
+    LightGBM then returns raw scores: `ProbabilityMixin` and `softmax_scores` make probabilities of them.
 
     Parameters
     ----------

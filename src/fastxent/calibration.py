@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import _backend, _checks
 from ._estimator import check_sample_weight, encode_labels
+from ._files import SaveMixin
 
 __all__ = ["TemperatureScaling"]
 
@@ -32,7 +33,7 @@ _CLOSE = 1e-9  # relative Newton step after which the next is below rounding: er
 _REACH = 16.0  # largest factor of one step: the exponential tails of L' fool a Newton step that goes further
 
 
-class TemperatureScaling(TransformerMixin, BaseEstimator):
+class TemperatureScaling(SaveMixin, TransformerMixin, BaseEstimator):
     """Probabilities softmax(logits / T) with the temperature T that fits held-out labels best.
 
     Fit it on scores that the classifier was not trained on. T > 1 makes an over-confident classifier less sure, T < 1 a

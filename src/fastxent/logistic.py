@@ -28,6 +28,7 @@ from ._estimator import (
     encode_labels,
     row_weights,
 )
+from ._files import SaveMixin
 from .losses import resolve
 
 __all__ = ["LogisticRegression"]
@@ -155,7 +156,7 @@ class _Problem:
         return apply
 
 
-class LogisticRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
+class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstimator):
     """Regularized logistic regression: the parameters, objective and attributes of scikit-learn's class.
 
     It minimizes over W and b, with v the product of sample and class weight,

@@ -46,6 +46,7 @@ from ._estimator import (
     encode_labels,
     row_weights,
 )
+from ._files import SaveMixin
 from .losses import Loss, names, resolve
 from .solvers import lbfgs
 
@@ -587,7 +588,7 @@ def _log_softmax(z):
 # -------------------------------------------------------------------------------------------------- estimator
 
 
-class MLPClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
+class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstimator):
     """Multi-layer perceptron classifier, a drop-in for scikit-learn's.
 
     Minimizes  (sum_i v_i L_i + alpha/2 ||W||^2) / sum_i v_i  with the cross-entropy L of the network's
@@ -735,6 +736,9 @@ class MLPClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         "num_threads": [Interval(Integral, 1, None, closed="left"), None],
         "backend": [StrOptions(set(_backend.NAMES)), None],
     }
+
+    _saved = ("_multilabel",)
+    _optimizer = _dropout_rng = None  # where `load` has brought the weights
 
     def __init__(
         self,

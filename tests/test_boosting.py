@@ -1,0 +1,454 @@
+"""Boosting objectives against the libraries' own, against float64 derivatives, and on imbalanced data."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+
+import numpy as np
+import pytest
+from scipy import special
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score, log_loss
+from sklearn.model_selection import GridSearchCV, train_test_split
+
+import fastxent as fx
+from fastxent import boosting
+from fastxent.boosting import (
+    ProbabilityMixin,
+    lightgbm_metric,
+    lightgbm_objective,
+    softmax_scores,
+    xgboost_metric,
+    xgboost_objective,
+)
+
+LIBRARIES = {"xgboost": xgboost_objective, "lightgbm": lightgbm_objective}
+ORDERS = {"xgboost": ("C", np.float32), "lightgbm": ("F", np.float64)}
+SOFTMAX_LOSSES = (
+    fx.SoftmaxCrossEntropy(class_weight=(1.0, 2.0, 0.5), label_smoothing=0.1),
+    fx.SoftmaxCrossEntropy(z_loss=0.01, temperature=2.0),
+    fx.FocalLoss(gamma=2.0, alpha=(1.0, 3.0, 2.0)),
+    fx.Poly1Loss(),
+    fx.GeneralizedCrossEntropy(),
+    fx.SymmetricCrossEntropy(),
+    fx.JensenShannonLoss(),
+    fx.BootstrappingLoss(),
+    0.5 * fx.SoftmaxCrossEntropy() + 0.5 * fx.FocalLoss(),
+)
+BINARY_LOSSES = (
+    fx.SigmoidCrossEntropy(pos_weight=3.0, label_smoothing=0.1),
+    fx.BinaryFocalLoss(alpha=0.25),
+)
+
+
+@functools.cache
+def drawn(n_classes, n_samples=2000, n_features=8):
+    """Features, labels drawn from a linear softmax model, and weights."""
+    rng = np.random.default_rng(n_classes)
+    X = rng.normal(size=(n_samples, n_features)).astype(np.float32)
+    scores = X @ rng.normal(size=(n_features, n_classes)) + rng.gumbel(size=(n_samples, n_classes))
+    return X, scores.argmax(axis=1), rng.uniform(0.5, 2.0, n_samples)
+
+
+def margins_of(n_samples, n_classes, library, seed=0):
+    order, dtype = ORDERS[library]
+    z = np.random.default_rng(seed).normal(0, 3, (n_samples, n_classes))
+    return np.array(z, dtype, order=order)
+
+
+# ------------------------------------------------------------------------------------------- against the built-ins
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("n_classes", "loss"),
+    [
+        (2, fx.SigmoidCrossEntropy()),
+        (2, fx.SoftmaxCrossEntropy()),
+        (3, fx.SoftmaxCrossEntropy()),
+        (7, fx.SoftmaxCrossEntropy()),
+    ],
+    ids=repr,
+)
+def test_cross_entropy_is_the_built_in_of_xgboost(n_classes, loss, weighted):
+    xgboost = pytest.importorskip("xgboost")
+    X, y, w = drawn(n_classes)
+    data = xgboost.DMatrix(X, label=y, weight=w if weighted else None)
+    params = {"max_depth": 4, "nthread": 1, "base_score": 0.0, "disable_default_eval_metric": 1}
+    built_in = {"max_depth": 4, "nthread": 1, "base_score": 0.5, "objective": "binary:logistic"}
+    if n_classes > 2:
+        params["num_class"] = n_classes
+        built_in |= {"base_score": 0.0, "objective": "multi:softprob", "num_class": n_classes}
+    seen = {}
+    ours = xgboost.train(
+        params,
+        data,
+        20,
+        obj=xgboost_objective(loss),
+        custom_metric=xgboost_metric(loss),
+        evals=[(data, "train")],
+        evals_result=seen,
+        verbose_eval=False,
+    )
+    theirs = xgboost.train(
+        built_in, data, 20, evals=[(data, "train")], evals_result=(own := {}), verbose_eval=False
+    )
+    margins = ours.predict(data, output_margin=True)
+    expected = theirs.predict(data, output_margin=True)
+    assert margins.shape == expected.shape
+    assert np.abs(margins - expected).max() <= 1e-5 * np.abs(expected).max()
+    probabilities = theirs.predict(data)
+    if n_classes == 2:
+        probabilities = np.stack([1 - probabilities, probabilities], axis=1)
+    np.testing.assert_allclose(softmax_scores(margins), probabilities, atol=1e-6)
+    (curve,) = seen["train"].values()
+    (own_curve,) = own["train"].values()
+    np.testing.assert_allclose(curve, own_curve, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("n_classes", "loss"),
+    [
+        (2, fx.SigmoidCrossEntropy()),
+        (2, fx.SoftmaxCrossEntropy()),
+        (3, fx.SoftmaxCrossEntropy()),
+        (7, fx.SoftmaxCrossEntropy()),
+    ],
+    ids=repr,
+)
+def test_cross_entropy_is_the_built_in_of_lightgbm_to_the_bit(n_classes, loss, weighted):
+    lightgbm = pytest.importorskip("lightgbm")
+    X, y, w = drawn(n_classes)
+    params = {"verbosity": -1, "boost_from_average": False, "deterministic": True, "num_threads": 1}
+    built_in = {**params, "objective": "binary", "metric": "binary_logloss"}
+    if n_classes > 2:
+        params["num_class"] = n_classes
+        built_in |= {"objective": "multiclass", "metric": "multi_logloss", "num_class": n_classes}
+
+    def trained(params, **options):
+        data = lightgbm.Dataset(X, label=y, weight=w if weighted else None)
+        curves = {}
+        model = lightgbm.train(
+            params,
+            data,
+            20,
+            valid_sets=[data],
+            callbacks=[lightgbm.record_evaluation(curves)],
+            **options,
+        )
+        (curve,) = curves["training"].values()
+        return model.predict(X, raw_score=True), curve
+
+    raw, curve = trained(
+        {**params, "objective": lightgbm_objective(loss), "metric": "none"}, feval=lightgbm_metric(loss)
+    )
+    expected, own_curve = trained(built_in)
+    np.testing.assert_array_equal(raw, expected)
+    np.testing.assert_allclose(curve, own_curve, rtol=1e-9)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_xgboost_classifier(n_classes):
+    """The scikit-learn interface with weights, metric and early stopping; predict_proba gives probabilities."""
+    xgboost = pytest.importorskip("xgboost")
+    X, y, w = drawn(n_classes)
+    ce = fx.SoftmaxCrossEntropy()
+    start = 0.5 if n_classes == 2 else 0.0  # for two classes the scikit-learn interface takes a probability
+    options = {
+        "n_estimators": 15,
+        "max_depth": 3,
+        "n_jobs": 1,
+        "base_score": start,
+        "early_stopping_rounds": 5,
+    }
+    fitted = {"sample_weight": w, "eval_set": [(X, y)], "sample_weight_eval_set": [w], "verbose": False}
+    ours = xgboost.XGBClassifier(objective=xgboost_objective(ce), eval_metric=xgboost_metric(ce), **options)
+    ours = clone(ours).fit(X, y, **fitted)
+    theirs = xgboost.XGBClassifier(**options).fit(X, y, **fitted)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-6)
+    np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+    curve = ours.evals_result()["validation_0"]["SoftmaxCrossEntropy"]
+    (own_curve,) = theirs.evals_result()["validation_0"].values()
+    np.testing.assert_allclose(curve, own_curve, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_lightgbm_classifier_with_probabilities(n_classes):
+    lightgbm = pytest.importorskip("lightgbm")
+
+    class Classifier(ProbabilityMixin, lightgbm.LGBMClassifier):
+        pass
+
+    X, y, w = drawn(n_classes)
+    names = np.array(["ash", "elm", "fir", "oak"])[y]
+    options = {
+        "n_estimators": 15,
+        "verbosity": -1,
+        "boost_from_average": False,
+        "deterministic": True,
+        "n_jobs": 1,
+    }
+    ours = clone(Classifier(objective=lightgbm_objective(fx.SoftmaxCrossEntropy()), **options))
+    ours.fit(X, names, sample_weight=w, eval_set=[(X, names)], eval_metric=lightgbm_metric("cross_entropy"))
+    theirs = lightgbm.LGBMClassifier(**options).fit(X, names, sample_weight=w)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+    np.testing.assert_array_equal(ours.predict(X, raw_score=True), theirs.predict(X, raw_score=True))
+    np.testing.assert_array_equal(ours.predict(X, pred_leaf=True), theirs.predict(X, pred_leaf=True))
+    np.testing.assert_array_equal(ours.predict_proba(X, raw_score=True), theirs.predict(X, raw_score=True))
+    curve = ours.evals_result_["training"]["SoftmaxCrossEntropy"]
+    assert curve[-1] == pytest.approx(log_loss(names, theirs.predict_proba(X), sample_weight=w), rel=1e-9)
+    if n_classes == 2:
+        search = GridSearchCV(
+            Classifier(n_estimators=3, verbosity=-1),
+            {"objective": [lightgbm_objective("focal"), lightgbm_objective("binary_focal")]},
+            scoring="neg_log_loss",
+            cv=2,
+        )
+        assert np.isfinite(search.fit(X, names).cv_results_["mean_test_score"]).all()
+
+
+# ------------------------------------------------------------------------------------------------------ derivatives
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("loss", SOFTMAX_LOSSES, ids=repr)
+def test_derivatives_are_those_of_the_loss(loss, library):
+    """Gradient of the weighted sum against the loss object in float64; curvature no less than the exact one."""
+    rng = np.random.default_rng(1)
+    z, y, w = margins_of(301, 3, library), rng.integers(0, 3, 301), rng.uniform(0.5, 2, 301)
+    grad, hess = LIBRARIES[library](loss)(y.astype(np.float32), z, w)
+    expected, exact = loss.grad_hess(z.astype(np.float64), y, w, "sum", backend="numpy")
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-6 * scale)
+    assert (hess >= 0).all()
+    if type(loss) is not fx.SoftmaxCrossEntropy:
+        assert (hess >= exact - 1e-6 * np.abs(exact).max()).all()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("loss", BINARY_LOSSES, ids=repr)
+def test_binary_derivatives_are_those_of_the_loss(loss, library):
+    rng = np.random.default_rng(1)
+    z = rng.normal(0, 3, 400).astype(ORDERS[library][1])
+    y, w = rng.integers(0, 2, 400), rng.uniform(0.5, 2, 400)
+    grad, hess = LIBRARIES[library](loss)(y, z, w)
+    expected, exact = loss.grad_hess(z.astype(np.float64), y, w, "sum", backend="numpy")
+    np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-6)
+    assert (hess >= np.maximum(exact, 0) - 1e-6).all()
+    many = np.stack([z, -z], axis=1)  # two labels, whose matrix a DMatrix keeps flat
+    both = np.stack([y, 1 - y], axis=1)
+    grads, _ = LIBRARIES[library](loss)(both.ravel(), many, w)
+    np.testing.assert_allclose(grads[:, 0], grad, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [fx.FocalLoss(), fx.GeneralizedCrossEntropy(), fx.Poly1Loss()], ids=repr)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_one_margin_is_two_classes(loss, library):
+    """The second derivative along the second class's logit, with the first held at 0."""
+    z = np.linspace(-6, 6, 101).astype(ORDERS[library][1])
+    y = np.arange(101) % 2
+    grad, hess = LIBRARIES[library](loss, "exact")(y, z)
+    both = np.stack([np.zeros(101), z.astype(np.float64)], axis=1)
+    step = 1e-4
+    up, down = (loss.loss(both + np.array([0, sign * step]), y, reduction="none") for sign in (1, -1))
+    middle = loss.loss(both, y, reduction="none")
+    np.testing.assert_allclose(grad, (up - down) / (2 * step), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(hess, (up - 2 * middle + down) / step**2, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_layout_is_the_library_s_own(library):
+    """float32, row by row or class by class: nothing that the library would copy again."""
+    order = ORDERS[library][0]
+    z = margins_of(50, 4, library)
+    for array in LIBRARIES[library](fx.SoftmaxCrossEntropy())(np.zeros(50), z):
+        assert array.dtype == np.float32
+        assert array.shape == z.shape
+        assert array.flags[f"{order}_CONTIGUOUS"]
+    kept = z.copy(order="K")
+    LIBRARIES[library]("focal")(np.zeros(50), z)
+    np.testing.assert_array_equal(z, kept)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("loss", [fx.SoftmaxCrossEntropy(), fx.FocalLoss()], ids=repr)
+def test_blocks_and_threads_change_nothing(loss, library, monkeypatch):
+    """Cut into many blocks on several threads or into one on one: the same bits."""
+    rng = np.random.default_rng(2)
+    z, y, w = margins_of(997, 5, library), rng.integers(0, 5, 997), rng.uniform(0.5, 2, 997)
+    objective = LIBRARIES[library](loss)
+    whole = objective(y, z, w)
+    monkeypatch.setattr(boosting, "_BLOCK", 64)
+    monkeypatch.setattr(boosting._backend, "default_threads", lambda: 3)
+    for a, b in zip(objective(y, z, w), whole, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a in objective(y[:0], z[:0], w[:0]):
+        assert a.shape == (0, 5)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_hopeless_margins_keep_their_gradient(library):
+    """All margins far below zero: XGBoost's own softmax, whose maximum starts at FLT_MIN, stalls there."""
+    z = np.full((2, 3), -200.0, ORDERS[library][1])
+    z[0, 1] = -1e4
+    grad, hess = LIBRARIES[library](fx.SoftmaxCrossEntropy())([1, 2], z)
+    np.testing.assert_allclose(grad, [[0.5, -1, 0.5], [1 / 3, 1 / 3, -2 / 3]], rtol=1e-6)
+    assert np.isfinite(hess).all()
+    assert (hess[:, 0] > 0).all()
+
+
+def test_soft_targets():
+    """A label matrix with an entry per margin, which a DMatrix keeps flat, holds probabilities."""
+    z = margins_of(20, 3, "xgboost")
+    t = special.softmax(np.random.default_rng(3).normal(size=(20, 3)), axis=1)
+    grad, _ = xgboost_objective(fx.SoftmaxCrossEntropy())(t.ravel(), z)
+    np.testing.assert_allclose(grad, special.softmax(z, axis=1) - t, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------ edges
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_objectives_and_metrics_pickle(library):
+    objective = LIBRARIES[library](fx.FocalLoss(gamma=1.5), "clip")
+    again = pickle.loads(pickle.dumps(objective))
+    assert again == objective
+    assert hash(again) == hash(objective)
+    assert pickle.loads(pickle.dumps(xgboost_metric("gce"))) == xgboost_metric(fx.GeneralizedCrossEntropy())
+
+
+def test_what_cannot_be_boosted_is_refused_at_once():
+    for loss in (fx.DiceLoss(), fx.AsymmetricLoss()):
+        with pytest.raises(TypeError, match=f"{type(loss).__name__}.* has none: "):
+            xgboost_objective(loss)
+    with pytest.raises(ValueError, match="hessian: expected one of"):
+        lightgbm_objective("focal", "newton")
+    with pytest.raises(ValueError, match="loss: expected one of"):
+        xgboost_objective("crossentropy")
+    with pytest.raises(TypeError, match="loss: expected a name or a loss object"):
+        xgboost_metric(fx.FocalLoss)
+
+
+@pytest.mark.parametrize("make", [xgboost_objective, lightgbm_metric])
+@pytest.mark.parametrize(
+    ("labels", "margins", "weight", "error", "words"),
+    [
+        ([0, 3], np.zeros((2, 3)), None, ValueError, "from 0 to 2, got 3 at index 1"),
+        ([1, 3], np.zeros((2, 3)), None, ValueError, "start at 1"),
+        ([0, 0.5], np.zeros((2, 3)), None, ValueError, "whole numbers from 0 to 2, got 0.5"),
+        ([0, np.nan], np.zeros((2, 3)), None, ValueError, "got nan"),
+        ([0, -1], np.zeros(2), None, ValueError, "from 0 to 1, got -1"),
+        ([0], np.zeros((2, 3)), None, ValueError, r"one per row of margins \(2, 3\), got shape \(1,\)"),
+        ([[0.5, -0.5], [1, 0]], np.zeros((2, 2)), None, ValueError, "got -0.5"),
+        (["a", "b"], np.zeros((2, 3)), None, TypeError, "np.unique"),
+        ([0, 1], np.zeros((2, 3, 1)), None, ValueError, "margins: expected shape"),
+        ([0, 1], np.zeros((2, 3)), [1.0, np.inf], ValueError, "sample_weight: expected finite"),
+        ([0, 1], np.zeros((2, 3)), [1.0, 1, 1], ValueError, "sample_weight: expected a shape"),
+    ],
+)
+def test_wrong_arguments(make, labels, margins, weight, error, words):
+    with pytest.raises(error, match=words):
+        make(fx.SoftmaxCrossEntropy())(labels, margins, weight)
+
+
+def test_elementwise_losses_want_a_label_per_margin():
+    with pytest.raises(ValueError, match="use a softmax loss"):
+        xgboost_objective("sigmoid")([0, 1], np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="from 0 to 1, got 2"):
+        xgboost_objective("sigmoid")([0, 2], np.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softmax_scores(dtype):
+    z = np.random.default_rng(0).normal(0, 50, (30, 4)).astype(dtype)
+    for raw in (z, np.asfortranarray(z)):
+        p = softmax_scores(raw)
+        assert p.dtype == dtype
+        np.testing.assert_allclose(p, special.softmax(z.astype(np.float64), axis=1), rtol=1e-4, atol=1e-30)
+    for score in (z[:, 0], z[:, :1]):
+        np.testing.assert_allclose(softmax_scores(score)[:, 1], special.expit(z[:, 0]), rtol=1e-4, atol=1e-30)
+    assert softmax_scores(z[:0]).shape == (0, 4)
+    with pytest.raises(ValueError, match="raw: expected shape"):
+        softmax_scores(np.zeros((2, 2, 2)))
+
+
+# ---------------------------------------------------------------------------------------------------- real problems
+
+
+@functools.cache
+def rare_digit(digit):
+    """Scikit-learn's digits, halved, with nine in ten of one digit's training rows left out: 1 row in 90 remains."""
+    X, y = load_digits(return_X_y=True)
+    X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, stratify=y, random_state=digit)
+    rows = np.random.default_rng(digit).permutation(np.flatnonzero(y == digit))
+    dropped = rows[len(rows) // 10 :]
+    return np.delete(X, dropped, axis=0), np.delete(y, dropped), X_test, y_test
+
+
+def test_losses_for_imbalanced_data():
+    """Weighted and generalized cross-entropy find the rare digit better than the plain one; the others train."""
+    xgboost = pytest.importorskip("xgboost")
+    losses = {
+        "plain": lambda rare: fx.SoftmaxCrossEntropy(),
+        "weighted": lambda rare: fx.SoftmaxCrossEntropy(
+            class_weight=np.where(np.arange(10) == rare, 10.0, 1.0)
+        ),
+        "gce": lambda rare: fx.GeneralizedCrossEntropy(r=0.3),
+        "focal": lambda rare: fx.FocalLoss(gamma=1.0),
+        "smoothed": lambda rare: fx.SoftmaxCrossEntropy(label_smoothing=0.1),
+    }
+    precision = {name: [] for name in losses}
+    for digit in range(0, 10, 2):
+        X, y, X_test, y_test = rare_digit(digit)
+        data, test = xgboost.DMatrix(X, label=y), xgboost.DMatrix(X_test)
+        for name, loss in losses.items():
+            params = {"num_class": 10, "base_score": 0.0, "max_depth": 3, "nthread": 1}
+            model = xgboost.train(params, data, 25, obj=xgboost_objective(loss(digit)))
+            p = softmax_scores(model.predict(test, output_margin=True))
+            precision[name].append(average_precision_score(y_test == digit, p[:, digit]))
+    mean = {name: np.mean(values) for name, values in precision.items()}
+    assert mean["weighted"] > mean["plain"] + 0.003, mean
+    assert mean["gce"] > mean["plain"], mean
+    assert min(mean.values()) > 0.8, mean
+
+
+@pytest.mark.slow
+def test_usable_under_xgboost_dask():
+    """Objective and metric travel to worker processes, and the margins are those of the built-in objective there."""
+    dask_array = pytest.importorskip("dask.array")
+    distributed = pytest.importorskip("distributed")
+    pytest.importorskip("xgboost")
+    from xgboost import dask as xgboost_dask
+
+    X, y, w = drawn(3)
+    ce = fx.SoftmaxCrossEntropy()
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        parts = [dask_array.from_array(a, chunks=(500, *a.shape[1:])) for a in (X, y, w)]
+        data = xgboost_dask.DaskDMatrix(client, parts[0], label=parts[1], weight=parts[2])
+        params = {"num_class": 3, "base_score": 0.0, "max_depth": 3, "disable_default_eval_metric": 1}
+        ours = xgboost_dask.train(
+            client,
+            params,
+            data,
+            10,
+            obj=xgboost_objective(ce),
+            custom_metric=xgboost_metric(ce),
+            evals=[(data, "train")],
+        )
+        params = {"num_class": 3, "base_score": 0.0, "max_depth": 3, "objective": "multi:softprob"}
+        theirs = xgboost_dask.train(client, params, data, 10, evals=[(data, "train")])
+        a, b = (
+            xgboost_dask.predict(client, model["booster"], data, output_margin=True).compute()
+            for model in (ours, theirs)
+        )
+    assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+    curve = ours["history"]["train"]["SoftmaxCrossEntropy"]
+    np.testing.assert_allclose(curve, theirs["history"]["train"]["mlogloss"], rtol=1e-4)

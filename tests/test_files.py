@@ -1,0 +1,510 @@
+"""`save` and `load`: what comes back is what went in, and any other file is an error that says why."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import warnings
+import zipfile
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+
+import fastxent as fx
+from fastxent import _files, losses
+
+X, Y = load_iris(return_X_y=True)
+LABELS = {
+    "int64": Y,
+    "int8": Y.astype(np.int8),
+    "uint16": (Y + 7).astype(np.uint16),
+    "bool": Y == 1,
+    "float64": Y + 0.0,
+    "str": np.array(["setosa", "versicolor", "virginica"])[Y],
+    "object": np.array(["ä", "β", "中\U0001f600"], object)[Y],
+}
+
+
+def estimators(y=Y, dtype=np.float64):
+    data = X.astype(dtype)
+    options = {"max_iter": 5, "random_state": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        logistic = fx.LogisticRegression(C=np.float64(0.5), max_iter=5).fit(data, y)
+        network = fx.MLPClassifier((4, 3), **options).fit(data, y)
+        scaling = fx.TemperatureScaling(classes=network.classes_).fit(logistic.predict_log_proba(data), y)
+    return {"logistic": logistic, "mlp": network, "temperature": scaling}
+
+
+def same(a, b):
+    """Equality to the last bit, type and dtype, of what estimators hold."""
+    if type(a) is not type(b):
+        return False
+    if sparse.issparse(a):
+        return a.dtype == b.dtype and (a != b).nnz == 0 and a.shape == b.shape
+    if isinstance(a, (np.ndarray, np.generic)):
+        if a.dtype.kind == "O":
+            return a.dtype == b.dtype and same(a.tolist(), b.tolist())
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(*pair) for pair in zip(a.values(), b.values(), strict=True))
+    if isinstance(a, np.random.RandomState):
+        return same(a.get_state(), b.get_state())
+    if type(a).__name__ == "Outcome":
+        return same(vars(a), vars(b))
+    return a == b or (a != a and b != b)
+
+
+def fitted(model):
+    return {name: value for name, value in vars(model).items() if _files.is_fitted(name, type(model))}
+
+
+def assert_same(model, again):
+    assert type(again) is type(model)
+    for a, b in (
+        (model.get_params(deep=False), again.get_params(deep=False)),
+        (fitted(model), fitted(again)),
+    ):
+        assert set(a) == set(b)
+        for name in a:
+            assert same(a[name], b[name]), name
+
+
+# ---------------------------------------------------------------------------------------------------- round trips
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("labels", LABELS)
+def test_everything_comes_back(labels, dtype, tmp_path):
+    """Parameters, attributes, their types and dtypes, and so every prediction, for labels of any kind."""
+    for name, model in estimators(LABELS[labels], dtype).items():
+        path = tmp_path / f"{name}.npz"
+        model.save(path)
+        again = fx.load(path)
+        assert_same(model, again)
+        assert again.classes_.dtype == model.classes_.dtype
+        data = X.astype(dtype)
+        if name == "temperature":
+            data = np.random.default_rng(0).normal(size=(9, len(model.classes_))).astype(dtype)
+        probabilities = again.predict_proba(data)
+        assert probabilities.dtype == dtype
+        np.testing.assert_array_equal(probabilities, model.predict_proba(data))
+        np.testing.assert_array_equal(again.predict(data), model.predict(data))
+
+
+def test_numpy_string_labels(tmp_path):
+    """Labels of NumPy's own string type, in an attribute as in a parameter."""
+    names = np.array(["no", "yes, a long one that is on the heap", ""], np.dtypes.StringDType())
+    model = fx.TemperatureScaling(classes=names)
+    model.save(tmp_path / "m.npz")
+    again = fx.load(tmp_path / "m.npz").classes
+    assert again.dtype == names.dtype
+    assert again.tolist() == names.tolist()
+
+
+PARAMETERS = [
+    {"loss": fx.FocalLoss(gamma=1.5, alpha=(1.0, 2.0, 3.0), label_smoothing=0.1)},
+    {"loss": 0.3 * fx.SoftmaxCrossEntropy(class_weight=[1, 2, 3]) + fx.Poly1Loss()},
+    {"loss": "gce"},
+    {"class_weight": {0: 1, 1: 2.5, np.int64(2): np.float32(3)}},
+    {"class_weight": "balanced", "random_state": np.random.RandomState(3)},
+    {"C": np.inf, "tol": np.float32(1e-3)},
+]
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=repr)
+def test_parameters_come_back(parameters, tmp_path):
+    model = fx.LogisticRegression(**parameters)
+    model.save(tmp_path / "m.npz")
+    again = fx.load(tmp_path / "m.npz")
+    assert_same(model, again)
+    with pytest.raises(NotFittedError):
+        again.predict(X)
+    again.fit(X, Y)
+    np.testing.assert_array_equal(again.coef_, model.fit(X, Y).coef_)
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_every_loss_comes_back(name, tmp_path):
+    loss = losses.resolve(name)
+    fx.MLPClassifier(loss=2 * loss).save(tmp_path / "m.npz")
+    assert fx.load(tmp_path / "m.npz").loss == 2 * loss
+
+
+def test_sparse_coefficients_and_feature_names_come_back(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=["ä", "b", "c", "d"])
+    model = fx.LogisticRegression(C=0.01, l1_ratio=1).fit(frame, Y).sparsify()
+    model.save(tmp_path / "m.npz")
+    again = fx.load(tmp_path / "m.npz")
+    assert_same(model, again)
+    np.testing.assert_array_equal(again.predict(frame), model.predict(frame))
+    with pytest.raises(ValueError, match="feature names"):
+        again.predict(frame.rename(columns={"b": "e"}))
+
+
+def test_multilabel_and_soft_labels_come_back(tmp_path):
+    indicator = np.stack([Y == 0, Y != 2], axis=1).astype(int)
+    soft = np.eye(3)[Y] * 0.9 + 1 / 30
+    for y in (indicator, soft):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = fx.MLPClassifier((4,), max_iter=3, random_state=0).fit(X, y)
+        model.save(tmp_path / "m.npz")
+        again = fx.load(tmp_path / "m.npz")
+        assert_same(model, again)
+        np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+def test_training_goes_on(tmp_path):
+    """A loaded network takes further rows from the weights that it has."""
+    network = estimators()["mlp"]
+    network.save(tmp_path / "m.npz")
+    again = fx.load(tmp_path / "m.npz")
+    before = again.loss_
+    for _ in range(20):
+        again.partial_fit(X, Y)
+    assert again.loss_ < before
+    model = fx.LogisticRegression(warm_start=True).fit(X, Y)
+    model.save(tmp_path / "m.npz")
+    assert fx.load(tmp_path / "m.npz").fit(X, Y).n_iter_[0] <= 1
+
+
+def test_numpy_reads_the_file(tmp_path):
+    """An npz archive like any other, whose header is JSON; the same model gives the same bytes."""
+    model = estimators()["logistic"]
+    for name in ("a.npz", "b"):  # nothing is appended to a name
+        model.save(str(tmp_path / name))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b").read_bytes()
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["coef_"], model.coef_)
+        header = json.loads(archive["header.json"])
+    assert (header["format"], header["version"]) == ("fastxent-model", 1)
+    assert header["arrays"]["coef_"]["dtype"] == "<f8"
+    assert header["written_by"]["numpy"] == np.__version__
+
+
+def test_no_pickle_is_imported(tmp_path):
+    """Saving and loading never touch pickle, whatever NumPy itself has loaded."""
+    code = f"""
+import sys, pickle
+def refuse(*args, **kwargs): raise AssertionError("pickle was used")
+import numpy as np, fastxent as fx
+model = fx.LogisticRegression(loss=fx.FocalLoss()).fit([[0.0], [1.0]], np.array(["a", "b"], object))
+pickle.dumps = pickle.dump = pickle.loads = pickle.load = pickle.Pickler = pickle.Unpickler = refuse
+model.save({str(tmp_path / "m.npz")!r})
+print(fx.load({str(tmp_path / "m.npz")!r}).predict([[2.0]])[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "b", done.stderr
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+
+
+class Unknown:
+    """Anything that is no number, string or array of them."""
+
+    def loss_grad(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [("loss", Unknown()), ("class_weight", {0: Unknown()}), ("random_state", np.array([Unknown()], object))],
+)
+def test_what_no_file_holds_is_refused(parameter, value, tmp_path):
+    path = tmp_path / "m.npz"
+    path.write_bytes(b"as it was")
+    with pytest.raises(TypeError, match=f"save: {parameter}.* is .*, not Unknown"):
+        fx.MLPClassifier(**{parameter: value}).save(path)
+    assert path.read_bytes() == b"as it was"
+    assert os.listdir(tmp_path) == ["m.npz"]
+
+
+def test_subclasses_are_refused(tmp_path):
+    class Own(fx.LogisticRegression):
+        pass
+
+    with pytest.raises(TypeError, match="Own is a class of its own"):
+        Own().save(tmp_path / "m.npz")
+    assert issubclass(fx.LogisticRegression, BaseEstimator)
+
+
+def members_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def written(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array)
+    return buffer.getvalue()
+
+
+def rewritten(path, change):
+    """The file with a changed header or changed arrays, and checksums that agree with them."""
+    members = members_of(path)
+    header = json.loads(members["header.json"])
+    del header["sha256"]
+    change(header, members)
+    for name in header["arrays"]:
+        if f"{name}.npy" in members:
+            header["arrays"][name]["sha256"] = _files._digest(members[f"{name}.npy"])
+    header["sha256"] = _files._digest(_files._canonical(header))
+    members["header.json"] = json.dumps(header).encode()
+    return written(path, members)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.npz"
+    estimators()["mlp"].save(path)
+    return path
+
+
+def test_truncated_files(saved):
+    """Cut off anywhere: an error that says so, and never a model."""
+    data = saved.read_bytes()
+    for length in {0, 1, 3, 4, 30, 100, len(data) // 3, len(data) // 2, len(data) - 100, len(data) - 1}:
+        saved.write_bytes(data[:length])
+        words = "is cut off or damaged" if length >= 4 else "is no file of fastxent"
+        with pytest.raises(ValueError, match=words):
+            fx.load(saved)
+
+
+def test_foreign_files(saved, tmp_path):
+    saved.write_text("X,y\n1,2\n")
+    with pytest.raises(ValueError, match="is no file of fastxent: expected an npz archive"):
+        fx.load(saved)
+    np.savez(saved, coef_=np.zeros(3))
+    with pytest.raises(ValueError, match=r"is no file of fastxent: the archive has no 'header\.json'"):
+        fx.load(saved)
+    np.savez_compressed(saved, coef_=np.zeros(3))
+    with pytest.raises(ValueError, match=r"is no file of fastxent: its member 'coef_\.npy' is compressed"):
+        fx.load(saved)
+    written(saved, {"header.json": b'{"format": "other"}'})
+    with pytest.raises(ValueError, match="is no file of fastxent: its format is 'other'"):
+        fx.load(saved)
+    for text in (b"[1, 2]", b"no json", b"[" * 100_000):
+        written(saved, {"header.json": text})
+        with pytest.raises(ValueError, match="its header is no JSON object"):
+            fx.load(saved)
+    with pytest.raises(FileNotFoundError):
+        fx.load(tmp_path / "nothing.npz")
+
+
+def test_every_changed_byte_is_found(saved):
+    """One bit anywhere: the header's and the arrays' checksums and the archive's own leave no place to hide."""
+    data = saved.read_bytes()
+    model = fx.load(saved)
+    places = np.random.default_rng(0).integers(0, len(data), 300).tolist()
+    found = 0
+    for place in places:
+        saved.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        try:
+            again = fx.load(saved)
+        except ValueError as error:
+            assert str(error).startswith(repr(str(saved)))
+            found += 1
+        else:  # an unused field of the archive, such as a date
+            assert_same(model, again)
+    assert found > 250
+
+
+def test_changed_arrays_and_headers(saved):
+    members = members_of(saved)
+    written(saved, {**members, "coefs_.0.npy": npy(np.zeros((4, 4)))})
+    with pytest.raises(ValueError, match=r"was changed or damaged: the checksum of the array 'coefs_\.0'"):
+        fx.load(saved)
+    written(
+        saved,
+        {**members, "header.json": members["header.json"].replace(b'"alpha": 0.0001', b'"alpha": 0.0002')},
+    )
+    with pytest.raises(ValueError, match="was changed or damaged: the checksum of its header"):
+        fx.load(saved)
+    written(saved, {**members, "more.npy": npy(np.zeros(1))})
+    with pytest.raises(
+        ValueError, match=r"was changed: its arrays are not those of its header \(more\.npy\)"
+    ):
+        fx.load(saved)
+    del members["coefs_.1.npy"]
+    written(saved, members)
+    with pytest.raises(ValueError, match=r"its arrays are not those of its header \(coefs_\.1\.npy\)"):
+        fx.load(saved)
+
+
+def test_newer_versions(saved):
+    rewritten(saved, lambda header, members: header.update(version=2))
+    with pytest.raises(
+        ValueError, match="version 2 of the format, this fastxent reads up to 1: it needs a newer one"
+    ):
+        fx.load(saved)
+
+
+def replace_array(name, array):
+    def change(header, members):
+        members[f"{name}.npy"] = npy(array)
+        header["arrays"][name] = {"dtype": array.dtype.str, "shape": list(array.shape)}
+
+    return change
+
+
+def fitted_value(name, code):
+    return lambda header, members: header["fitted"].update({name: code})
+
+
+def parameter(name, code):
+    return lambda header, members: header["params"].update({name: code})
+
+
+def evil_npy(header, members):
+    """An array that claims to be larger than its bytes."""
+    text = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 4), }"
+    members["coefs_.0.npy"] = (
+        b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(128)
+    )
+    header["arrays"]["coefs_.0"] = {"dtype": "<f8", "shape": [1000000000000, 4]}
+
+
+def pickled_npy(header, members):
+    members["coefs_.0.npy"] = npy(np.array([{}], object))
+    header["arrays"]["coefs_.0"] = {"dtype": "|O", "shape": [1]}
+
+
+TAMPERED = {
+    "wrong shape": (
+        replace_array("coefs_.0", np.zeros((4, 5))),
+        r"coefs_\[0\] is float64 \(4, 5\), expected",
+    ),
+    "wrong dtype": (replace_array("intercepts_.0", np.zeros(4, int)), r"intercepts_\[0\] is int64 \(4,\)"),
+    "huge shape": (evil_npy, "128 bytes are no float64"),
+    "pickle in an array": (pickled_npy, "dtype object is not allowed"),
+    "a class too many": (replace_array("classes_", np.arange(4)), "n_outputs_ is 3 for 4 classes"),
+    "classes in a matrix": (replace_array("classes_", np.zeros((3, 1))), "classes_ is .*, expected a vector"),
+    "no weights": (fitted_value("coefs_", []), "n_layers_ is 4 for 0 coefs_"),
+    "features": (fitted_value("n_features_in_", 5), "coefs_"),
+    "text for weights": (fitted_value("coefs_", ["a", "b", "c"]), r"coefs_\[0\] is str"),
+    "method overwritten": (fitted_value("predict", 1), "no name of a fitted attribute: 'predict'"),
+    "private attribute": (fitted_value("__class__", 1), "no name of a fitted attribute: '__class__'"),
+    "unknown parameter": (parameter("depth", 1), "MLPClassifier has no parameter 'depth'"),
+    "unknown kind": (parameter("alpha", {"call": ["os.system", "ls"]}), "unknown kind 'call'"),
+    "unknown class": (parameter("loss", {"dataclass": ["Popen", {"dict": []}]}), "Popen"),
+    "wrong option": (parameter("loss", {"dataclass": ["FocalLoss", {"dict": [["gamma", -1.0]]}]}), "gamma"),
+    "missing array": (parameter("alpha", {"array": "nothing"}), "nothing"),
+    "other estimator": (lambda header, members: header.update({"class": "Popen"}), "it holds a 'Popen'"),
+    "no parameters": (lambda header, members: header.pop("params"), "its header lacks 'params'"),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_tampering_with_agreeing_checksums(case, saved):
+    """Whoever can write a file can write its checksums: even so nothing comes out but a valid model of this package."""
+    change, words = TAMPERED[case]
+    rewritten(saved, change)
+    with pytest.raises(ValueError, match=rf"(?s)model\.npz' is not valid: .*{words}"):
+        fx.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        (
+            "coef_",
+            np.zeros((3, 5)),
+            r"coef_ is float64 \(3, 5\), expected float32 or float64 of shape \(3, 4\)",
+        ),
+        ("intercept_", np.zeros(2), r"intercept_ is float64 \(2,\)"),
+        ("temperature_", None, "temperature_ is -1.0, expected a positive number"),
+    ],
+)
+def test_other_estimators_are_checked_too(name, array, words, tmp_path):
+    path = tmp_path / "model.npz"
+    kind = "temperature" if array is None else "logistic"
+    estimators()[kind].save(path)
+    rewritten(path, fitted_value(name, -1.0) if array is None else replace_array(name, array))
+    with pytest.raises(ValueError, match=words):
+        fx.load(path)
+
+
+# --------------------------------------------------------------------------------------------------- atomic writes
+
+
+def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        fx.LogisticRegression().save(saved)
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_killed_while_writing(saved):
+    """A process that dies between the bytes and the move leaves the old file whole."""
+    code = f"""
+import os
+from fastxent import _files
+import fastxent as fx
+_files.os.replace = lambda *paths: os._exit(9)
+fx.LogisticRegression().save({str(saved)!r})
+"""
+    before = saved.read_bytes()
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 9
+    assert saved.read_bytes() == before
+    assert isinstance(fx.load(saved), fx.MLPClassifier)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and modes are POSIX's")
+def test_links_stay_links_and_modes_follow_the_mask(saved, tmp_path):
+    link = tmp_path / "latest.npz"
+    link.symlink_to(saved)
+    fx.LogisticRegression().save(link)
+    assert link.is_symlink()
+    assert isinstance(fx.load(saved), fx.LogisticRegression)
+    mask = os.umask(0o027)
+    try:
+        fx.LogisticRegression().save(tmp_path / "new.npz")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "new.npz").stat().st_mode) == 0o640
+    with pytest.raises(FileNotFoundError):
+        fx.LogisticRegression().save(tmp_path / "no folder" / "m.npz")
+
+
+def test_concurrent_saves_leave_one_of_them(tmp_path):
+    """Several writers of one name: what is there is always one whole file."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = tmp_path / "m.npz"
+    models = [fx.LogisticRegression(C=float(c)) for c in range(1, 9)]
+    with ThreadPoolExecutor(4) as team:
+        jobs = [team.submit(model.save, path) for model, _ in product(models, range(3))]
+        for job in jobs:
+            job.result()
+    assert fx.load(path).C in range(1, 9)
+    assert os.listdir(tmp_path) == ["m.npz"]
