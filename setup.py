@@ -1,4 +1,4 @@
-"""Build the two extensions; everything else about the package stands in pyproject.toml.
+"""Build the extensions; everything else about the package stands in pyproject.toml.
 
 The kernels have one translation unit per instruction set. Each is compiled once, with its own flags, and
 linked into `fastxent._core`, which chooses a table of functions at import. An instruction set that the
@@ -146,7 +146,7 @@ def extension(name):
 
 setup(
     ext_modules=cythonize(
-        [extension("_core"), extension("_dense")],
+        [extension("_core"), extension("_dense"), extension("_step")],
         # Outside the package, and one folder per setting: Cython's up-to-date check does not see directives.
         build_dir="build/cython-debug" if DEBUG else "build/cython",
         compiler_directives={"boundscheck": True} if DEBUG else {},

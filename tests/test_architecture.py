@@ -24,7 +24,7 @@ KERNELS = ROOT / "src" / "fastxent" / "_kernels"
 
 # A file imports only from the rows above its own, inside functions too; rows 0 to 2 do not know each other.
 LAYERS = (
-    ("_core_numpy", "_core", "_dense", "_core_cuda"),
+    ("_core_numpy", "_core", "_dense", "_step", "_core_cuda"),
     ("_checks", "_backend"),
     ("losses", "information", "shards", "linear"),
     ("solvers", "_files", "_estimator", "logistic", "mlp", "calibration", "files", "dask"),
@@ -66,7 +66,7 @@ def modules():
     ("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_import_rule(name, path):
-    """Only from files listed above it; kernels do not know each other; _dense is for linear and mlp alone."""
+    """Only from files listed above it; kernels do not know each other; _dense is for linear alone, _step for mlp."""
     assert name in ORDER, f"{name} has no place in the layout"
     for other in imports_of(path):
         if other == name:
@@ -75,7 +75,9 @@ def test_import_rule(name, path):
         assert ORDER[other] < ORDER[name], f"{name} imports {other}, which stands below it"
         assert LAYER[name] > 0, f"the kernel {name} imports {other}"
         if other == "_dense":
-            assert name in ("linear", "mlp"), f"{name} imports _dense"
+            assert name == "linear", f"{name} imports _dense"
+        if other == "_step":
+            assert name == "mlp", f"{name} imports _step"
         if LAYER[name] == 4:
             assert other in ("_bench", "plots") or LAYER[other] < 4, (
                 f"the edge {name} imports the edge {other}"
@@ -83,11 +85,11 @@ def test_import_rule(name, path):
 
 
 def test_cython_files_know_only_the_table_of_kernels():
-    """_dense runs the row kernels of _core between its products; nothing else of the package enters a kernel."""
+    """_dense and _step run the kernels of _core between their products; nothing else of the package enters a kernel."""
     for path in (ROOT / "src" / "fastxent").glob("*.pyx"):
         lines = path.read_text(encoding="utf-8").splitlines()
         found = [x for x in lines if re.match(r"\s*(from|import|cimport)\s+(\.|fastxent)", x)]
-        if path.stem == "_dense":
+        if path.stem in ("_dense", "_step"):
             found = [x for x in found if not re.match(r"from (fastxent\.|\.)_core cimport\b", x)]
         assert not found, f"{path.name}: {found}"
 

@@ -7,6 +7,8 @@ the public interface: plain SGD with learning rate 1 moves the weights by exactl
 from __future__ import annotations
 
 import pickle
+import re
+import sys
 import warnings
 
 import numpy as np
@@ -16,12 +18,13 @@ from scipy import special
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier as Peer
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fastxent import SigmoidCrossEntropy, SoftmaxCrossEntropy
+from fastxent import FocalLoss, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from fastxent.mlp import MLPClassifier
 
 # Most tests train for a fixed number of epochs; the one about the warning asks for it by name.
@@ -326,14 +329,57 @@ def test_digits(options, dtype, digits):
     assert model.predict_log_proba(X_test.astype("float32")).dtype == dtype
 
 
-@pytest.mark.slow
-@pytest.mark.data
-def test_mnist_ten_epochs(data_folder):
+@pytest.fixture(scope="module")
+def mnist(data_folder):
+    """Training and test rows as float32 in [0, 1]."""
     with np.load(data_folder / "mnist.npz") as data:
         X, X_test = (data[name].reshape(-1, 784) / np.float32(255) for name in ("x_train", "x_test"))
-        y, y_test = data["y_train"], data["y_test"]
-    model = MLPClassifier((256,), solver="adam", batch_size=64, max_iter=10, random_state=0).fit(X, y)
-    assert model.score(X_test, y_test) >= 0.975
+        return X, X_test, data["y_train"], data["y_test"]
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_mnist_98_percent_after_20_epochs(mnist):
+    X, X_test, y, y_test = mnist
+    model = MLPClassifier((256,), batch_size=64, max_iter=20, random_state=0).fit(X, y)
+    assert model.score(X_test, y_test) >= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_generalized_cross_entropy_learns_through_flipped_labels(mnist):
+    """40 % of the labels replaced by another class (Zhang and Sabuncu, 2018): cross-entropy learns them by heart."""
+    X, X_test, y, y_test = mnist
+    rng = np.random.default_rng(0)
+    flipped = np.where(rng.random(len(y)) < 0.4, (y + rng.integers(1, 10, len(y))) % 10, y)
+    scores = {
+        loss: MLPClassifier((256,), loss=loss, batch_size=128, max_iter=10, random_state=0)
+        .fit(X, flipped)
+        .score(X_test, y_test)
+        for loss in ("cross_entropy", "gce")
+    }
+    assert scores["gce"] >= scores["cross_entropy"] + 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_balance_and_focal_loss_raise_the_recall_of_a_rare_class(mnist):
+    """Nines among fours, 1 : 100."""
+    X, X_test, y, y_test = mnist
+    four, nine = np.flatnonzero(y == 4), np.flatnonzero(y == 9)
+    rows = np.concatenate([four, nine[: len(four) // 100]])
+    rare = X_test[y_test == 9]
+    options = dict(hidden_layer_sizes=(64,), batch_size=64, max_iter=10, random_state=0)
+    recall = {
+        name: np.mean(MLPClassifier(**options, **given).fit(X[rows], y[rows]).predict(rare) == 9)
+        for name, given in {
+            "plain": {},
+            "balanced": dict(class_weight="balanced"),
+            "focal": dict(loss=FocalLoss(gamma=2.0, alpha=(0.1, 0.9))),
+        }.items()
+    }
+    assert recall["balanced"] > recall["plain"] + 0.03
+    assert recall["focal"] > recall["plain"] + 0.03
 
 
 # ---------------------------------------------------------------------------------------------------- weights
@@ -562,7 +608,7 @@ def test_blocks_of_rows_are_the_whole(monkeypatch):
     options = dict(hidden_layer_sizes=(6,), solver="lbfgs", alpha=1.0, max_iter=3, random_state=0)
     whole = MLPClassifier(**options).fit(X, y, sample_weight=np.arange(700) % 4)
     p, g = whole.predict_proba(X), whole.input_gradient(X, y)
-    monkeypatch.setattr("fastxent.mlp._PASS_ELEMENTS", 1)  # blocks of 256 rows, the last one shorter
+    monkeypatch.setattr("fastxent.mlp._network._PASS_ELEMENTS", 1)  # blocks of 256 rows, the last one shorter
     blocks = MLPClassifier(**options).fit(X, y, sample_weight=np.arange(700) % 4)
     assert blocks.loss_ == pytest.approx(whole.loss_, rel=1e-12)
     np.testing.assert_allclose(whole.predict_proba(X), p, rtol=1e-12)
@@ -778,10 +824,142 @@ def test_verbose_prints_a_line_per_epoch(capsys, digits):
     X, _, y, _ = digits
     model = MLPClassifier((8,), max_iter=2, verbose=True, early_stopping=True, random_state=0).fit(X, y)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"Iteration 1, loss = {model.loss_curve_[0]:.8f}"
+    assert re.fullmatch(rf"Iteration 1, loss = {model.loss_curve_[0]:.8f}, [\d,]+ rows/s", lines[0])
     assert lines[1] == f"Validation score: {model.validation_scores_[0]:f}"
     MLPClassifier((8,), solver="lbfgs", max_iter=2, verbose=True).fit(X, y)
     assert capsys.readouterr().out.startswith("Iteration 1, loss = ")
+
+
+def test_progress_bar_is_for_terminals(capsys, monkeypatch, digits):
+    X, _, y, _ = digits
+    model = MLPClassifier((8,), max_iter=2, verbose=True, random_state=0)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    model.fit(X, y)
+    shown = capsys.readouterr().err
+    assert re.search(
+        rf"\rEpoch 2/2 \[#{{30}}\] loss {model.loss_curve_[1]:.4f}, [\d,]+ rows/s\x1b\[K\r\x1b\[K", shown
+    )
+    model.set_params(verbose=False).fit(X, y)
+    assert capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------- clipping, monitor
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adamw"])
+def test_clipping_scales_the_whole_gradient(solver, backend):
+    X, y = problem("softmax")
+    options = dict(hidden_layer_sizes=(4,), activation="tanh", alpha=3.0, backend=backend)
+    before, after, _ = one_step(X, y, **options)
+    gradient = [a - b for a, b in zip(before, after, strict=True)]
+    norm = np.sqrt(sum((g**2).sum() for g in gradient))
+    for limit in (norm / 3, norm * 3):
+        _, clipped, _ = one_step(X, y, clip_norm=limit, **options)
+        for start, end, g in zip(before, clipped, gradient, strict=True):
+            np.testing.assert_allclose(start - end, g * min(1, limit / norm), rtol=1e-9, atol=1e-13)
+
+
+def test_clipping_keeps_a_steep_loss_finite():
+    X, y = problem("softmax", 60)
+    options = dict(
+        hidden_layer_sizes=(5, 5), solver="sgd", learning_rate_init=1.0, max_iter=5, random_state=0
+    )
+    with pytest.raises(ValueError, match="clip_norm"):
+        MLPClassifier(**options).fit(1e100 * X, y)
+    assert np.isfinite(MLPClassifier(clip_norm=1.0, **options).fit(1e4 * X, y).loss_)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("monitor", ["loss", "balanced_accuracy", "roc_auc_ovr", "callable"])
+def test_monitor_decides_what_is_best(monitor, kind):
+    if monitor == "balanced_accuracy" and kind == "multilabel":
+        pytest.skip("scikit-learn has no balanced accuracy of indicator matrices")
+    X, y = problem(kind, 90)
+    X_test, y_test = problem(kind, 60, seed=1)
+    given = (
+        (lambda model, X, y: -float(np.abs(model.predict_proba(X)).sum()))
+        if monitor == "callable"
+        else monitor
+    )
+    model = MLPClassifier(
+        (5,),
+        monitor=given,
+        early_stopping=True,
+        learning_rate_init=0.1,
+        max_iter=12,
+        n_iter_no_change=3,
+        random_state=0,
+    ).fit(X, y, validation_data=(X_test, y_test))
+    assert model.best_validation_score_ == max(model.validation_scores_)
+    if monitor == "loss":
+        np.testing.assert_array_equal(model.validation_scores_, -np.array(model.validation_loss_curve_))
+        best = -mean_loss(forward(X_test, model.coefs_, model.intercepts_, "relu"), y_test, kind, None)
+    else:
+        best = get_scorer(given)(model, X_test, y_test)
+    assert model.best_validation_score_ == pytest.approx(best, rel=1e-12)
+
+
+def test_monitor_sees_names_weights_and_rows_held_out():
+    pd = pytest.importorskip("pandas")
+    X, y = problem("softmax", 90)
+    frame, names = pd.DataFrame(X, columns=["u", "v", "w"]), np.array(["ant", "bee", "cat"])[y]
+    seen = []
+
+    def scorer(model, X, y, sample_weight=None):
+        seen.append((len(X), set(y), sample_weight))
+        return model.score(X, y, sample_weight)
+
+    model = MLPClassifier((5,), monitor=scorer, early_stopping=True, max_iter=3, random_state=0)
+    model.fit(frame, names)
+    assert seen[0][0] == 9
+    assert seen[0][1] <= {"ant", "bee", "cat"}
+    model.fit(frame, names, sample_weight=np.arange(1.0, 91.0))
+    assert seen[-1][2].shape == (9,)
+    with pytest.raises(ValueError, match="expects rows to watch"):
+        MLPClassifier(monitor="loss").fit(X, y)
+
+
+# ---------------------------------------------------------------------------------------------- scikit-learn's
+
+
+@pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
+@pytest.mark.parametrize("kind", [*KINDS, "two logits", "names", "one label"])
+def test_to_sklearn_predicts_the_same(kind, activation):
+    X, y = problem(kind if kind in KINDS else "multilabel" if kind == "one label" else "binary", 60)
+    y = {"names": np.array(["no", "yes"])[y] if kind == "names" else y, "one label": y}.get(kind, y)
+    options = dict(loss=SoftmaxCrossEntropy()) if kind == "two logits" else {}
+    model = MLPClassifier(
+        (5,), activation=activation, solver="adamw", dropout=0.1, max_iter=20, random_state=0, **options
+    )
+    peer = model.fit(X, y).to_sklearn()
+    assert type(peer) is Peer
+    np.testing.assert_allclose(peer.predict_proba(X), model.predict_proba(X), rtol=1e-9)
+    np.testing.assert_array_equal(peer.predict(X), model.predict(X))
+    np.testing.assert_array_equal(peer.classes_, model.classes_)
+    again = pickle.loads(pickle.dumps(peer))
+    np.testing.assert_array_equal(again.predict(X), peer.predict(X))
+    before = peer.predict_proba(X)
+    model.partial_fit(X, y)
+    np.testing.assert_array_equal(peer.predict_proba(X), before)
+    clone(peer).fit(X, y)
+
+
+def test_to_sklearn_says_what_it_cannot_carry():
+    X, y = problem("softmax")
+    with pytest.raises(ValueError, match="got 'gelu'"):
+        MLPClassifier((4,), activation="gelu", max_iter=2).fit(X, y).to_sklearn()
+    with pytest.raises(ValueError, match="a model of one"):
+        MLPClassifier((4,), max_iter=2).fit(X, np.zeros(24)).to_sklearn()
+
+
+def test_memory_mapped_rows_are_read_in_place(tmp_path, digits, backend):
+    X, X_test, y, _ = digits
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    options = dict(hidden_layer_sizes=(8,), max_iter=3, random_state=0, backend=backend)
+    model, want = MLPClassifier(**options).fit(mapped, y), MLPClassifier(**options).fit(X, y)
+    np.testing.assert_array_equal(model.predict_proba(X_test), want.predict_proba(X_test))
 
 
 # --------------------------------------------------------------------------------------------------- plumbing
@@ -820,6 +998,9 @@ def test_threads_change_nothing_but_rounding(digits, backend):
     (dict(loss="log_loss"), "'loss' parameter"),
     (dict(loss=SoftmaxCrossEntropy(), label_smoothing=0.1), "expects loss=None"),
     (dict(solver="lbfgs", dropout=0.1), "expects a stochastic solver"),
+    (dict(solver="lbfgs", clip_norm=1.0), "expects a stochastic solver"),
+    (dict(clip_norm=0.0), "'clip_norm' parameter"),
+    (dict(monitor="lossy", early_stopping=True), "'monitor' parameter"),
     (dict(class_weight={7: 1.0}), "not in class_weight"),
     (dict(early_stopping=True, validation_fraction=0.01), "validation"),
 ], ids=str)  # fmt: skip

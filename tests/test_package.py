@@ -27,7 +27,7 @@ PROJECT_FILES = sorted(
     for path in ROOT.glob(pattern)
 )
 FOLDERS = (".ci", "src", "tests", "benchmarks", "examples", "docs")
-GENERATED = re.compile(r"(\.(so|pyd|pyc)|/_core\.cpp|/_dense\.cpp)$")
+GENERATED = re.compile(r"(\.(so|pyd|pyc)|/_core\.cpp|/_dense\.cpp|/_step\.cpp)$")
 
 # A loss and its gradient by the compiled kernels, from an installation that must not be the source tree.
 USE = """

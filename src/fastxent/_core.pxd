@@ -1,5 +1,5 @@
-# What _dense.pyx shares with _core.pyx: the chosen table and the team.
-from libc.stdint cimport int64_t
+# What _dense.pyx and _step.pyx share with _core.pyx: the chosen table and the team.
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "table.hpp" namespace "fx" nogil:
     struct Matrix:
@@ -111,6 +111,60 @@ cdef extern from "table.hpp" namespace "fx" nogil:
     ctypedef void (*shard_fn)(const Shard*, Py_ssize_t, Py_ssize_t) noexcept nogil
     ctypedef void (*region_fn)(const Region*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*, char*) noexcept nogil
     ctypedef void (*elements_fn)(const Elements*, Py_ssize_t, Py_ssize_t, ElementsOut*) noexcept nogil
+    struct NetLayer:
+        Py_ssize_t fan_in "in"
+        Py_ssize_t out
+        Py_ssize_t band
+        char* W
+        char* b
+        char* mW
+        char* mb
+        char* vW
+        char* vb
+        char* gW
+        char* gb
+        char* a
+        char* slope
+        char* delta
+        uint64_t drop_at
+    struct Rule:
+        int kind
+        double b1
+        double b2
+        double c
+        double e
+        double shrink
+        double keep
+        double clip
+    struct Network:
+        int layers
+        int activation
+        NetLayer* layer
+        Py_ssize_t capacity
+        Py_ssize_t count
+        const Py_ssize_t* rows
+        const Py_ssize_t* next_rows
+        Py_ssize_t next_count
+        const char* X
+        Py_ssize_t row_stride
+        Py_ssize_t col_stride
+        const char* indptr
+        const char* indices
+        int wide_indices
+        char* x
+        char* next_x
+        char* logits
+        uint64_t drop_seed
+        uint64_t drop_below
+        double drop_scale
+        Py_ssize_t head
+        double penalty
+        Rule rule
+    enum:
+        SGD, NESTEROV, ADAM, ADAM_FIRST, IDENTITY, RELU
+        GATHER, FORWARD, LOGITS, LOGIT_DELTA, BACKWARD, SPARSE_GRADIENT, GRADIENT, NORM, UPDATE
+        NET_ROWS, NET_COLS, NET_GATHER, NET_PACK
+    ctypedef void (*piece_fn)(const Network*, int, int, Py_ssize_t, char*, double*) noexcept nogil
     struct Table:
         const char* name
         rows_fn softmax[2]
@@ -126,6 +180,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         elements_fn sigmoid[2]
         elements_fn binary[2]
         elements_fn weights[2]
+        piece_fn network[2]
     Py_ssize_t scratch_of(const SoftmaxRows*)
     Py_ssize_t solve_scratch "fx::scratch_of"(const Solve*)
     Py_ssize_t region_scratch "fx::scratch_of"(const Region*)

@@ -1,4 +1,4 @@
-// What every instruction set offers to the doors (_core.pyx, _dense.pyx): plain structs and a table of functions.
+// What every instruction set offers to the doors (_core.pyx, _dense.pyx, _step.pyx): plain structs and a table of functions.
 // Nothing here emits code: the translation units of the instruction sets share no symbol but their table.
 //
 // Precision: storage float, double, float16 or bfloat16; arithmetic float (double for double); sums over rows double.
@@ -94,6 +94,39 @@ typedef void (*shard_fn)(const Shard*, ptrdiff_t begin, ptrdiff_t end);
 typedef void (*region_fn)(const Region*, ptrdiff_t region, ptrdiff_t begin, ptrdiff_t end, double* sums, char* scratch);
 typedef void (*elements_fn)(const Elements*, ptrdiff_t begin, ptrdiff_t end, ElementsOut*);
 
+// One layer of a perceptron, and one mini-batch of it, for `network_piece` (network.hpp).
+struct NetLayer {
+  ptrdiff_t in, out, band;          // weights (in, out), row after row; rows of a band
+  char *W, *b, *mW, *mb, *vW, *vb;  // weights and moments (v null where the optimizer has one)
+  char *gW, *gb;                    // gradients; null where the update follows at once
+  char *a, *slope, *delta;          // panels; slope null where the activation needs none
+  uint64_t drop_at;                 // place in the stream of the first number of this batch's mask
+};
+enum Activation { IDENTITY = 0, LOGISTIC = 1, TANH = 2, RELU = 3, GELU = 4, SILU = 5 };
+enum Optimizer { SGD = 0, NESTEROV = 1, ADAM = 2, ADAM_FIRST = 3 };
+// x = clip g + shrink w; u = b1 m - c x (SGD), or m = b1 m + x, v = b2 v + x^2, w = keep w - c m / (sqrt(v) + e)
+struct Rule { int kind; double b1, b2, c, e, shrink, keep, clip; };
+struct Network {
+  int layers, activation;
+  NetLayer* layer;
+  ptrdiff_t capacity, count;        // rows that the panels hold, rows of this batch
+  const ptrdiff_t *rows, *next_rows; ptrdiff_t next_count;
+  const char* X; ptrdiff_t row_stride, col_stride;         // dense; or the values of CSR rows
+  const char *indptr, *indices; int wide_indices;          // null for dense X
+  char *x, *next_x, *logits;        // panels of this batch and the next; (rows, outputs)
+  uint64_t drop_seed, drop_below; double drop_scale;       // dropped where the stream's 53 bits are less
+  ptrdiff_t head;                                          // rows of an item of the logits
+  double penalty;                                          // on the coefficients in NORM
+  Rule rule;
+};
+// Pieces of a step, each cut into items: rows NET_ROWS at a time, columns NET_COLS at a time (row blocks run fastest);
+// LOGITS and LOGIT_DELTA by `head` rows, GATHER by NET_GATHER; the last three by bands of rows of W, the intercepts being the
+// last item.  `sum` is filled by NORM (squares of the penalized gradient) and UPDATE (squares of the coefficients before it).
+enum Piece { GATHER = 0, FORWARD = 1, LOGITS = 2, LOGIT_DELTA = 3, BACKWARD = 4, SPARSE_GRADIENT = 5, GRADIENT = 6, NORM = 7, UPDATE = 8 };
+enum { NET_ROWS = 128, NET_COLS = 64, NET_GATHER = 16, NET_PACK = 1 << 15 };
+// NET_PACK: bytes of scratch of the products; GRADIENT and UPDATE want those of a band where gW is null.
+typedef void (*piece_fn)(const Network*, int piece, int layer, ptrdiff_t item, char* scratch, double* sum);
+
 struct Table {
   const char* name;
   rows_fn softmax[2], hvp[2], totals[2], divergence[2], upper[2];   // by arithmetic: float, double
@@ -101,6 +134,7 @@ struct Table {
   shard_fn partial[2], partial_grad[2];
   region_fn region[2], region_grad[2];
   elements_fn sigmoid[2], binary[2], weights[2];
+  piece_fn network[2];
 };
 
 // Classes that are not contiguous, and few ones where no quicker kernel fits, go through blocks of transposed rows: lanes are rows.

@@ -1,30 +1,21 @@
-"""Multi-layer perceptron classifier on the package's own loss kernels.
-
-The pieces, from the inside out.  `_Network` holds all weights in one flat buffer, coefficients first and
-intercepts after, with a view per layer.  `_Pass` runs forward and backward over a block of rows in buffers
-allocated once.  An objective (`_Softmax`, `_Sigmoid`, `_LossObject`) turns the logits into their gradient in
-place.  An optimizer (`_Sgd`, `_Adam`) updates the flat buffer block by block, so that a block's weights,
-gradient and moments are read once while they lie in cache.  `_Step` is those four over one mini-batch: the
-piece that compiled code can replace. `MLPClassifier` owns labels, schedules and stopping.
-
-The objective of a batch with row weights v and D = sum v is  (sum_i v_i L_i + alpha/2 ||W||^2) / D,
-scikit-learn's.
-"""
+"""The estimator: labels, weights, schedules, stopping, prediction."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from contextlib import nullcontext
-from itertools import pairwise
 from numbers import Integral, Real
 
 import numpy as np
 import scipy.sparse
-from scipy.special import expit, log_expit, ndtr
+from scipy.special import expit, log_expit
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import get_scorer, get_scorer_names
 from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier as PeerMLPClassifier
+from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
 from sklearn.utils.metaestimators import available_if
@@ -36,9 +27,9 @@ from sklearn.utils.multiclass import (
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from . import _backend
-from ._checks import thread_count
-from ._estimator import (
+from .. import _backend
+from .._checks import thread_count
+from .._estimator import (
     CallbackSupportMixin,
     FitTasks,
     check_sample_weight,
@@ -46,510 +37,31 @@ from ._estimator import (
     encode_labels,
     row_weights,
 )
-from ._files import SaveMixin
-from .losses import Loss, names, resolve
-from .solvers import lbfgs
+from .._files import SaveMixin
+from ..losses import Loss, names, resolve
+from ..solvers import lbfgs
+from ._network import ACTIVATIONS, Dropout, Network, Pass
+from ._objectives import LossObject, Sigmoid, Softmax
+from ._optimizers import Adam, Sgd
+from ._progress import Progress
+from ._training import FullObjective, training_step
 
-__all__ = ["MLPClassifier"]
-
-_STOCHASTIC_SOLVERS = ("sgd", "adam", "adamw", "radam")
-# Elements per block of the optimizer: a block's five float32 arrays, 640 KiB, stay in a 1 MiB cache (200,000
-# weights: 227 us per step; 442 with 4096).
-_BLOCK = 32768
-# Elements of all layers' activations in one block of rows of a full pass (16 MiB in float32).
-_PASS_ELEMENTS = 1 << 22
+STOCHASTIC_SOLVERS = ("sgd", "adam", "adamw", "radam")
+# Seconds of steps between two looks at Ctrl-C and at the progress bar.
+_GLANCE = 0.05
 # Fall of the loss, relative to itself or to 1, below which 'lbfgs' has converged: the default of SciPy's L-BFGS-B and
 # so of scikit-learn.
 _FLAT = 1e7 * 2.0**-52
 # Pairs of steps that 'lbfgs' keeps: after 200 iterations on three overlapping blobs (20 seeds) 8 reach a mean loss of
 # 0.025, 10 reach 0.026 and 5 reach 0.047.
 _MEMORY = 8
+# What scikit-learn's class knows of ours, for `to_sklearn`.
+_PEER_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
+_PEER_SOLVERS = ("lbfgs", "sgd", "adam")
+_PEER_SCHEDULES = ("constant", "invscaling", "adaptive")
 
 
-# ------------------------------------------------------------------------------------------------ activations
-# forward(z, slope) replaces z by its activation; gelu and silu, whose derivative needs z, also fill slope
-# where it is not None.  backward(delta, a, slope) multiplies delta by the derivative; slope is scratch for
-# the others.
-
-
-def _identity(z, slope):
-    pass
-
-
-def _identity_backward(delta, a, slope):
-    pass
-
-
-def _logistic(z, slope):
-    expit(z, out=z)
-
-
-def _logistic_backward(delta, a, slope):
-    np.subtract(1, a, out=slope)
-    slope *= a
-    delta *= slope
-
-
-def _tanh(z, slope):
-    np.tanh(z, out=z)
-
-
-def _tanh_backward(delta, a, slope):
-    np.multiply(a, a, out=slope)
-    np.subtract(1, slope, out=slope)
-    delta *= slope
-
-
-def _relu(z, slope):
-    np.maximum(z, 0, out=z)
-
-
-def _relu_backward(delta, a, slope):
-    np.sign(a, out=slope)  # a >= 0: 0 or 1, and NaN stays NaN
-    delta *= slope
-
-
-def _gelu(z, slope):
-    """z Phi(z), with slope Phi(z) + z phi(z) (Hendrycks and Gimpel, Gaussian error linear units, 2016)."""
-    cdf = ndtr(z)
-    if slope is not None:
-        np.multiply(z, z, out=slope)
-        slope *= -0.5
-        np.exp(slope, out=slope)
-        slope *= 1 / math.sqrt(2 * math.pi)
-        slope *= z
-        slope += cdf
-    z *= cdf
-
-
-def _silu(z, slope):
-    """z sigma(z), with slope sigma(z) (1 + z sigma(-z))."""
-    s = expit(z)
-    if slope is not None:
-        np.negative(z, out=slope)
-        expit(slope, out=slope)
-        slope *= z
-        slope += 1
-        slope *= s
-    z *= s
-
-
-def _slope_backward(delta, a, slope):
-    delta *= slope
-
-
-_ACTIVATIONS = {
-    "identity": (_identity, _identity_backward),
-    "logistic": (_logistic, _logistic_backward),
-    "tanh": (_tanh, _tanh_backward),
-    "relu": (_relu, _relu_backward),
-    "gelu": (_gelu, _slope_backward),
-    "silu": (_silu, _slope_backward),
-}
-
-
-# ----------------------------------------------------------------------------------------- weights and passes
-
-
-class _Network:
-    """Weights of every layer in one flat buffer.
-
-    Parameters
-    ----------
-    units : sequence of int
-        Width of every layer, from the features to the logits.
-    activation : str
-        Of the hidden layers.
-    dtype : float32 or float64
-    """
-
-    def __init__(self, units, activation, dtype):
-        self.units = tuple(units)
-        self.activation = activation
-        self.n_coefs = sum(above * below for below, above in pairwise(self.units))
-        self.params = np.empty(self.n_coefs + sum(self.units[1:]), dtype)
-        self.coefs, self.intercepts = self.split(self.params)
-
-    def split(self, flat):
-        """Views of a flat buffer: lists of (fan_in, fan_out) coefficients and of (fan_out,) intercepts."""
-        coefs, intercepts, at = [], [], 0
-        for fan_in, fan_out in pairwise(self.units):
-            coefs.append(flat[at : at + fan_in * fan_out].reshape(fan_in, fan_out))
-            at += fan_in * fan_out
-        for fan_out in self.units[1:]:
-            intercepts.append(flat[at : at + fan_out])
-            at += fan_out
-        return coefs, intercepts
-
-    def initialize(self, random_state):
-        """Draw all weights uniformly (Glorot and Bengio, 2010), in scikit-learn's order of draws."""
-        factor = 2.0 if self.activation == "logistic" else 6.0
-        for coef, intercept in zip(self.coefs, self.intercepts, strict=True):
-            bound = math.sqrt(factor / sum(coef.shape))
-            coef[...] = random_state.uniform(-bound, bound, coef.shape)
-            intercept[...] = random_state.uniform(-bound, bound, intercept.shape)
-
-    def copy_from(self, coefs, intercepts):
-        """Fill the buffer with weights that lie elsewhere."""
-        for view, values in zip(self.coefs + self.intercepts, coefs + intercepts, strict=True):
-            view[...] = values
-
-    def rows_per_block(self, n_samples):
-        """Rows of one block of a pass over all samples."""
-        return max(1, min(n_samples, max(256, _PASS_ELEMENTS // sum(self.units))))
-
-
-class _Pass:
-    """Forward and backward over at most `rows` rows, in buffers allocated once.
-
-    Parameters
-    ----------
-    network : _Network
-    rows : int
-    gradients : bool
-        Whether `backward` will be called.
-    dropout : float
-        Share of the hidden activations set to zero, the others scaled by 1 / (1 - dropout) (Srivastava et
-        al., 2014).
-    rng : None or numpy.random.Generator
-        Of the dropout.
-    """
-
-    def __init__(self, network, rows, *, gradients=False, dropout=0.0, rng=None):
-        dtype, hidden = network.params.dtype, network.units[1:-1]
-        self._network = network
-        self._activate, self._derive = _ACTIVATIONS[network.activation]
-        self._values = [np.empty((rows, width), dtype) for width in network.units[1:]]
-        self._slopes = [np.empty((rows, width), dtype) for width in hidden] if gradients else None
-        self._deltas = [np.empty((rows, width), dtype) for width in hidden] if gradients else None
-        self._dropout, self._rng = dropout, rng
-        self._keep = self._dropped = None
-        if dropout:
-            self._keep = [np.empty((rows, width), dtype) for width in hidden]
-            self._dropped = [np.empty((rows, width), dtype) for width in hidden]
-
-    def forward(self, X):
-        """Logits of the rows of X, in a buffer that the next call overwrites."""
-        rows, last = X.shape[0], len(self._values) - 1
-        inputs = X
-        for layer, z in enumerate(self._values):
-            z = z[:rows]
-            coef = self._network.coefs[layer]
-            if isinstance(inputs, np.ndarray):
-                np.matmul(inputs, coef, out=z)
-            else:
-                z[...] = inputs @ coef
-            z += self._network.intercepts[layer]
-            if layer < last:
-                self._activate(z, None if self._slopes is None else self._slopes[layer][:rows])
-                inputs = z if self._keep is None else self._drop(z, layer)
-        return z
-
-    def _drop(self, a, layer):
-        keep, dropped = self._keep[layer][: len(a)], self._dropped[layer][: len(a)]
-        self._rng.random(out=keep, dtype=keep.dtype)
-        np.multiply(keep >= self._dropout, 1 / (1 - self._dropout), out=keep, casting="same_kind")
-        return np.multiply(a, keep, out=dropped)
-
-    def backward(self, X, delta, coef_grads, intercept_grads):
-        """Gradients of the weights, from `delta`, the gradient of the logits that `forward` gave for X.
-
-        Returns
-        -------
-        ndarray
-            Gradient with respect to the first layer's output; the gradient with respect to X is this times
-            W^T.
-        """
-        rows, inputs = len(delta), self._values if self._dropped is None else self._dropped
-        for layer in range(len(self._values) - 1, -1, -1):
-            if intercept_grads is not None:
-                if layer:
-                    np.matmul(inputs[layer - 1][:rows].T, delta, out=coef_grads[layer])
-                elif isinstance(X, np.ndarray):
-                    np.matmul(X.T, delta, out=coef_grads[layer])
-                else:
-                    coef_grads[layer][...] = X.T @ delta
-                np.add.reduce(delta, axis=0, out=intercept_grads[layer])
-            if layer:
-                below = self._deltas[layer - 1][:rows]
-                np.matmul(delta, self._network.coefs[layer].T, out=below)
-                if self._keep is not None:
-                    below *= self._keep[layer - 1][:rows]
-                self._derive(below, self._values[layer - 1][:rows], self._slopes[layer - 1][:rows])
-                delta = below
-        return delta
-
-
-# ------------------------------------------------------------------------------------------------- objectives
-# objective(z, y, v, mass, scale): the sum of v_i L_i over the rows; z becomes its gradient times scale.  v is
-# None or (rows,), mass its sum.  rows_are_separate: whether a sum over blocks of rows is the sum over all
-# rows.
-
-
-class _Softmax:
-    """Softmax cross-entropy of labels (rows,) or probabilities (rows, n_outputs)."""
-
-    rows_are_separate = True
-
-    def __init__(self, kernels, label_smoothing, num_threads):
-        self._kernel, self._threads = kernels.softmax_rows, num_threads
-        # class_weight, logit_bias, label_smoothing, exclude_target, ignore_index, z_loss, temperature
-        self._options = (None, None, label_smoothing, False, None, 0.0, 1.0)
-
-    def __call__(self, z, y, v, mass, scale):
-        z, y = z[:, :, None], y[..., None]
-        v = None if v is None else v[:, None]
-        return self._kernel(z, y, v, *self._options, scale, None, None, z, None, self._threads)[0]
-
-
-class _Sigmoid:
-    """Binary cross-entropy of indicators (rows, n_outputs), summed over the outputs."""
-
-    rows_are_separate = True
-
-    def __init__(self, kernels, label_smoothing, pos_weight, num_threads):
-        self._kernel, self._smoothing, self._threads = kernels.sigmoid_elements, label_smoothing, num_threads
-        self._pos_weight = pos_weight
-
-    def __call__(self, z, y, v, mass, scale):
-        v = None if v is None else np.broadcast_to(v[:, None], z.shape)
-        pos = None if self._pos_weight is None else np.broadcast_to(self._pos_weight, z.shape)
-        return self._kernel(z, y, v, pos, self._smoothing, scale, None, z, None, self._threads)[0]
-
-
-class _LossObject:
-    """The mean of a loss object, times the mass of the rows."""
-
-    rows_are_separate = False
-
-    def __init__(self, loss, elementwise, options):
-        self._loss_grad, self._elementwise, self._options = loss.loss_grad, elementwise, options
-
-    def __call__(self, z, y, v, mass, scale):
-        if v is not None and self._elementwise:
-            v = v[:, None]
-        loss, grad = self._loss_grad(z, y, sample_weight=v, reduction="mean", **self._options)
-        np.multiply(grad, mass * scale, out=z)
-        return loss * mass
-
-
-# ------------------------------------------------------------------------------------------------- optimizers
-
-
-class _Optimizer:
-    """State of a first-order method over a flat buffer.
-
-    ``decoupled``: whether alpha shrinks the weights directly instead of through the gradient.
-    """
-
-    decoupled = False
-
-    def __init__(self, learning_rate):
-        self.learning_rate = float(learning_rate)
-        self.epochs = 0
-
-    def blocks(self, params, grad, n_coefs):
-        """The buffers cut into cache-sized blocks: (is_coefficient, scratch, params, grad, *state)."""
-        scratch = np.empty(min(_BLOCK, len(params)), params.dtype)
-        cuts = [*range(0, n_coefs, _BLOCK), *range(n_coefs, len(params), _BLOCK), len(params)]
-        return [
-            (low < n_coefs, scratch[: high - low], *(a[low:high] for a in (params, grad, *self.state)))
-            for low, high in pairwise(cuts)
-        ]
-
-
-class _Sgd(_Optimizer):
-    """Gradient descent with momentum: u <- mu u - eta g; w <- w + u, or w + mu u - eta g (Nesterov)."""
-
-    kind = "sgd"
-
-    def __init__(self, params, learning_rate, momentum, nesterov):
-        super().__init__(learning_rate)
-        self.momentum, self.nesterov = float(momentum), nesterov
-        self.state = [np.zeros_like(params)]
-
-    def update(self, blocks, shrink):
-        """One step, with `shrink` times the coefficients added to their gradient."""
-        for is_coef, scratch, w, g, u in blocks:
-            if is_coef and shrink:
-                np.multiply(w, shrink, out=scratch)
-                g += scratch
-            g *= self.learning_rate
-            u *= self.momentum
-            u -= g
-            if self.nesterov:
-                np.multiply(u, self.momentum, out=scratch)
-                scratch -= g
-                w += scratch
-            else:
-                w += u
-
-
-class _Adam(_Optimizer):
-    """Adam (Kingma and Ba, 2014), AdamW (Loshchilov and Hutter, 2017) and RAdam (Liu et al., 2019).
-
-    With m = sum b1^(t-i) g_i and v = sum b2^(t-i) g_i^2, which take two and three sweeps where the moments of
-    the papers, (1 - b1) m and (1 - b2) v, take three and four: w <- w - c m / (sqrt(v) + e), the constants
-    absorbing 1 - b and the bias corrections.  Adam's epsilon is added to the uncorrected root, as in
-    scikit-learn; the other two add it to the corrected one, as in their papers.
-    """
-
-    def __init__(self, params, kind, learning_rate, beta_1, beta_2, epsilon):
-        super().__init__(learning_rate)
-        self.kind, self.decoupled = kind, kind == "adamw"
-        self.beta_1, self.beta_2, self.epsilon = float(beta_1), float(beta_2), float(epsilon)
-        self.t = 0
-        self.state = [np.zeros_like(params), np.zeros_like(params)]
-
-    def _constants(self):
-        """c and e above; e is None for RAdam's first steps, which do not divide."""
-        b1, b2 = self.beta_1, self.beta_2
-        left_1, left_2 = 1 - b1**self.t, 1 - b2**self.t
-        c = self.learning_rate * (1 - b1) / left_1
-        root = math.sqrt(left_2 / (1 - b2))
-        if self.kind == "adam":
-            return c * root, self.epsilon / math.sqrt(1 - b2)
-        if self.kind == "radam":
-            limit = 2 / (1 - b2) - 1
-            length = limit - 2 * self.t * b2**self.t / left_2
-            if length <= 5:  # the variance of the adaptive step is not tractable yet
-                return c, None
-            c *= math.sqrt((length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length))
-        return c * root, self.epsilon * root
-
-    def update(self, blocks, shrink):
-        """One step, with `shrink` times the coefficients added to their gradient; AdamW decays them."""
-        self.t += 1
-        c, e = self._constants()
-        b1, b2 = self.beta_1, self.beta_2
-        for is_coef, scratch, w, g, m, v in blocks:
-            if is_coef and shrink:
-                if self.decoupled:
-                    w *= 1 - self.learning_rate * shrink
-                else:
-                    np.multiply(w, shrink, out=scratch)
-                    g += scratch
-            m *= b1
-            m += g
-            np.multiply(g, g, out=g)
-            v *= b2
-            v += g
-            if e is None:
-                np.multiply(m, c, out=scratch)
-            else:
-                np.sqrt(v, out=scratch)
-                scratch += e
-                np.divide(m, scratch, out=scratch)
-                scratch *= c
-            w -= scratch
-
-
-# ------------------------------------------------------------------------------------------------------- step
-
-
-class _Step:
-    """One mini-batch step: gather rows, forward, loss and its gradient, backward, update.
-
-    Everything a step needs is bound here once; a call gets row numbers only.
-
-    Parameters
-    ----------
-    network : _Network
-    objective : callable
-    optimizer : _Optimizer
-    X : ndarray or CSR of shape (n_samples, n_features)
-    y : ndarray of shape (n_samples,) labels, or (n_samples, n_outputs) indicators
-    v : None or ndarray of shape (n_samples,)
-        Row weights.
-    batch_size : int
-    alpha : float
-    dropout : float
-    rng : None or numpy.random.Generator
-    """
-
-    def __init__(self, network, objective, optimizer, X, y, v, batch_size, alpha, dropout=0.0, rng=None):
-        self._objective, self._optimizer, self._alpha = objective, optimizer, float(alpha)
-        self._X, self._y, self._v = X, y, v
-        self._dense = isinstance(X, np.ndarray)
-        self._x_rows = np.empty((batch_size, X.shape[1]), X.dtype) if self._dense else None
-        self._y_rows = np.empty((batch_size, *y.shape[1:]), y.dtype)
-        self._v_rows = None if v is None else np.empty(batch_size, v.dtype)
-        self._pass = _Pass(network, batch_size, gradients=True, dropout=dropout, rng=rng)
-        grad = np.empty_like(network.params)
-        self._coef_grads, self._intercept_grads = network.split(grad)
-        self._penalized = network.params[: network.n_coefs]
-        self._blocks = optimizer.blocks(network.params, grad, network.n_coefs)
-
-    def __call__(self, rows):
-        """Step over the rows of a slice or an index array.
-
-        Returns
-        -------
-        (float, float)
-            The batch's objective times its mass, before the update; its mass, the sum of its row weights.
-        """
-        if isinstance(rows, slice):
-            count = rows.stop - rows.start
-            x, y, v = self._X[rows], self._y[rows], None if self._v is None else self._v[rows]
-        else:
-            count = len(rows)
-            # mode="clip" lets take write into `out` directly; the default goes through a second buffer
-            y = np.take(self._y, rows, axis=0, out=self._y_rows[:count], mode="clip")
-            v = None if self._v is None else np.take(self._v, rows, out=self._v_rows[:count], mode="clip")
-            if self._dense:
-                x = np.take(self._X, rows, axis=0, out=self._x_rows[:count], mode="clip")
-            else:
-                x = self._X[rows]
-        mass = float(count) if v is None else float(v.sum(dtype=np.float64))
-        z = self._pass.forward(x)
-        loss = self._objective(z, y, v, mass, 1 / mass)
-        if self._optimizer.decoupled:
-            shrink = self._alpha
-        else:
-            shrink = self._alpha / mass
-            if shrink:
-                loss += 0.5 * self._alpha * float(np.dot(self._penalized, self._penalized))
-        self._pass.backward(x, z, self._coef_grads, self._intercept_grads)
-        self._optimizer.update(self._blocks, shrink)
-        return loss, mass
-
-
-class _FullObjective:
-    """Objective and gradient over all rows, block of rows by block of rows, summed in float64."""
-
-    def __init__(self, network, objective, X, y, v, alpha):
-        n_samples = X.shape[0]
-        self._network, self._objective, self._alpha = network, objective, float(alpha)
-        self._X, self._y, self._v = X, y, v
-        self._rows = network.rows_per_block(n_samples) if objective.rows_are_separate else n_samples
-        self._pass = _Pass(network, self._rows, gradients=True)
-        self._part = np.empty_like(network.params)
-        self._mass = float(n_samples) if v is None else float(v.sum(dtype=np.float64))
-        self.calls = 0
-
-    def value_and_grad(self, w):
-        """Objective and gradient at the float64 vector w (n_params,)."""
-        self.calls += 1
-        network, part = self._network, self._part
-        network.params[...] = w
-        coef_grads, intercept_grads = network.split(part)
-        shrink = self._alpha / self._mass
-        coefs = network.params[: network.n_coefs]
-        loss = 0.5 * self._alpha * float(np.dot(coefs, coefs))
-        grad = np.zeros(len(part))
-        np.multiply(coefs, shrink, out=grad[: network.n_coefs])
-        for start in range(0, self._X.shape[0], self._rows):
-            block = slice(start, start + self._rows)
-            x, v = self._X[block], None if self._v is None else self._v[block]
-            z = self._pass.forward(x)
-            mass = float(len(z)) if v is None else float(v.sum(dtype=np.float64))
-            loss += self._objective(z, self._y[block], v, mass, 1 / self._mass)
-            self._pass.backward(x, z, coef_grads, intercept_grads)
-            grad += part
-        return loss / self._mass, grad
-
-
-def _kind_of_targets(y):
+def kind_of_targets(y):
     """'soft' for a matrix of floats whose rows sum to 1, 'indicators' for other matrices of 0 and 1, or 'labels'."""
     if not scipy.sparse.issparse(y) and y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind == "f":
         if (y >= 0).all() and (np.abs(y.sum(axis=1) - 1) < 1e-5).all():
@@ -558,13 +70,13 @@ def _kind_of_targets(y):
     return "indicators" if type_of_target(y, input_name="y") == "multilabel-indicator" else "labels"
 
 
-def _inside(p):
+def inside(p):
     """Probabilities of sigmoids, in place, kept off 0 and 1 by the smallest steps of the dtype."""
     zero, one = p.dtype.type(0), p.dtype.type(1)
     return np.clip(p, np.nextafter(zero, one), np.nextafter(one, zero), out=p)
 
 
-def _log_softmax(z):
+def log_softmax(z):
     """Log-probabilities of logits (rows, classes), exact where a probability is close to 1.
 
     With the maximum at class j, rest = sum over the others of exp(z - z_j): log p_k = (z_k - z_j) -
@@ -572,7 +84,7 @@ def _log_softmax(z):
 
     Examples
     --------
-    >>> _log_softmax(np.array([[40.0, 0.0]]))[0]
+    >>> log_softmax(np.array([[40.0, 0.0]]))[0]
     array([-4.24835426e-18, -4.00000000e+01])
     """
     if not len(z):
@@ -583,9 +95,6 @@ def _log_softmax(z):
     np.put_along_axis(others, top, 0, 1)
     z -= np.log1p(others.sum(axis=1, keepdims=True))
     return z
-
-
-# -------------------------------------------------------------------------------------------------- estimator
 
 
 class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstimator):
@@ -626,7 +135,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         than `n_iter_no_change` epochs; for 'lbfgs', when the largest entry of the gradient is at most `tol`,
         or an iteration lowers the loss by less than 2.2e-9 of itself or of 1.
     verbose : bool or int, default=False
-        Whether to print a line per epoch.
+        Whether to print a line per epoch with loss and speed; on a terminal a bar shows how far the epoch is.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights it finds.
     momentum : float, default=0.9
@@ -659,6 +168,13 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         given.
     dropout : float, default=0.0
         Share of the hidden activations left out at every training step. Not used by 'lbfgs'.
+    clip_norm : None or float, default=None
+        Longest gradient: a longer one, all weights and the penalty together, is scaled down to this Euclidean norm.
+        Not used by 'lbfgs'.
+    monitor : None, 'loss', str or callable, default=None
+        What is watched on the validation rows, and decides where training stops early: None is the accuracy,
+        'loss' the loss, a string or callable one of scikit-learn's scorers
+        (`sklearn.metrics.get_scorer_names()`).
     num_threads : int or None, default=None
         Threads of the loss kernels and of the matrix products; None leaves both at their defaults.
     backend : {None, 'auto', 'numpy', 'cpu', 'cuda'}, default=None
@@ -675,7 +191,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
     loss_curve_ : list of float
         `loss_` after every epoch or iteration.
     validation_scores_ : list of float or None
-        Accuracy on the validation rows after every epoch; None where there are none.
+        What `monitor` watches on the validation rows, after every epoch: the larger, the better ('loss': minus the
+        loss). None where there are none.
     validation_loss_curve_ : list of float or None
         Mean loss on the validation rows, without the penalty.
     best_validation_score_ : float or None
@@ -707,8 +224,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
 
     _parameter_constraints: dict = {  # noqa: RUF012 (scikit-learn's convention)
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "activation": [StrOptions(set(_ACTIVATIONS))],
-        "solver": [StrOptions({"auto", "lbfgs", *_STOCHASTIC_SOLVERS})],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "solver": [StrOptions({"auto", "lbfgs", *STOCHASTIC_SOLVERS})],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "learning_rate": [StrOptions({"constant", "invscaling", "adaptive", "cosine"})],
@@ -733,6 +250,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         "loss": [HasMethods("loss_grad"), StrOptions(set(names())), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="both")],
         "dropout": [Interval(Real, 0, 1, closed="left")],
+        "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "monitor": [StrOptions({"loss", *get_scorer_names()}), callable, None],
         "num_threads": [Interval(Integral, 1, None, closed="left"), None],
         "backend": [StrOptions(set(_backend.NAMES)), None],
     }
@@ -770,6 +289,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         loss=None,
         label_smoothing=0.0,
         dropout=0.0,
+        clip_norm=None,
+        monitor=None,
         num_threads=None,
         backend=None,
     ):
@@ -800,6 +321,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         self.loss = loss
         self.label_smoothing = label_smoothing
         self.dropout = dropout
+        self.clip_norm = clip_norm
+        self.monitor = monitor
         self.num_threads = num_threads
         self.backend = backend
 
@@ -873,9 +396,10 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         dtype = (np.float64, np.float32) if first else self.coefs_[0].dtype
         X, y = validate_data(self, X, y, accept_sparse="csr", multi_output=True, dtype=dtype, reset=first)
         sample_weight = check_sample_weight(sample_weight, X.shape[0], X.dtype)
+        labels = y
         y, v, pos_weight = self._targets(y, sample_weight, X.dtype, first, incremental)
         self._random_state = check_random_state(self.random_state)
-        network = _Network([X.shape[1], *hidden, self.n_outputs_], self.activation, X.dtype)
+        network = Network([X.shape[1], *hidden, self.n_outputs_], self.activation, X.dtype)
         if first:
             network.initialize(self._random_state)
             self._reset(network)
@@ -890,7 +414,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             if self.solver == "lbfgs":
                 self._fit_lbfgs(network, objective, X, y, v)
             else:
-                self._fit_stochastic(network, objective, X, y, v, sample_weight, validation_data, incremental)
+                validation = self._split(X, y, labels, v, sample_weight, validation_data)
+                self._fit_stochastic(network, objective, X, y, v, sample_weight, *validation, incremental)
         if not np.isfinite(network.params).all():
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and "
@@ -926,6 +451,12 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             raise ValueError(f"dropout={self.dropout} expects a stochastic solver, got solver='lbfgs'.")
         if self.solver == "lbfgs" and validation_data is not None:
             raise ValueError("validation_data expects a stochastic solver, got solver='lbfgs'.")
+        if self.solver == "lbfgs" and self.clip_norm is not None:
+            raise ValueError(f"clip_norm={self.clip_norm} expects a stochastic solver, got solver='lbfgs'.")
+        if self.monitor is not None and not self.early_stopping and validation_data is None:
+            raise ValueError(
+                f"monitor={self.monitor!r} expects rows to watch: early_stopping=True, or validation_data in fit."
+            )
 
     def _check_shapes(self, network):
         have = [coef.shape for coef in self.coefs_]
@@ -939,7 +470,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         """Targets as the kernels take them, row weights, weights of positive labels; sets `classes_`."""
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        kind = _kind_of_targets(y)
+        kind = kind_of_targets(y)
         multilabel = kind == "indicators"
         known = incremental or not first  # classes_ is there, from partial_fit's first call or an earlier fit
         if not first and multilabel != self._multilabel:
@@ -1012,12 +543,12 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             options = {name: value for name, value in given.items() if value is not None}
             if isinstance(loss, Loss):
                 options["check"] = False  # targets were checked once, in fit
-            return _LossObject(loss, self.out_activation_ == "logistic", options)
+            return LossObject(loss, self.out_activation_ == "logistic", options)
         kernels = _backend.choose(self.backend)
         smoothing = float(self.label_smoothing)
         if self.out_activation_ == "softmax":
-            return _Softmax(kernels, smoothing, threads)
-        return _Sigmoid(kernels, smoothing, pos_weight, threads)
+            return Softmax(kernels, smoothing, threads)
+        return Sigmoid(kernels, smoothing, pos_weight, threads)
 
     def _reset(self, network):
         self.n_iter_ = self.t_ = 0
@@ -1026,16 +557,15 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         self.loss_curve_ = []
         self.best_loss_ = None if self.early_stopping else np.inf
         self.validation_scores_ = self.validation_loss_curve_ = self.best_validation_score_ = None
-        self._optimizer = self._dropout_rng = None
+        self._optimizer = self._dropout = None
 
     def _new_optimizer(self, solver, params):
         if solver == "sgd":
-            return _Sgd(params, self.learning_rate_init, self.momentum, self.nesterovs_momentum)
-        return _Adam(params, solver, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
+            return Sgd(params, self.learning_rate_init, self.momentum, self.nesterovs_momentum)
+        return Adam(params, solver, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
 
-    def _fit_stochastic(self, network, objective, X, y, v, sample_weight, validation_data, incremental):
-        rows, validation = self._split(X, y, v, sample_weight, validation_data)
-        n_samples = X.shape[0] if rows is None else len(rows)
+    def _fit_stochastic(self, network, objective, X, y, v, sample_weight, rows, validation, incremental):
+        n_samples = len(rows)
         batch_size = min(200, n_samples) if self.batch_size == "auto" else self.batch_size
         removed = 0 if v is None else np.count_nonzero(v == 0)
         if batch_size > n_samples + removed:
@@ -1049,16 +579,31 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             self._optimizer = self._new_optimizer(solver, network.params)
         if not self.early_stopping and self.best_loss_ is None:
             self.best_loss_ = np.inf
-        if self.dropout and (not incremental or self._dropout_rng is None):
-            self._dropout_rng = np.random.default_rng(self._random_state.randint(2**31))
-        run = (network, objective, self._optimizer)
-        step = _Step(*run, X, y, v, batch_size, self.alpha, float(self.dropout), self._dropout_rng)
+        if not self.dropout:
+            self._dropout = None
+        elif not incremental or self._dropout is None or self._dropout.rate != self.dropout:
+            self._dropout = Dropout(float(self.dropout), int(self._random_state.randint(2**31)))
+        step = training_step(
+            _backend.choose(self.backend),
+            network,
+            objective,
+            self._optimizer,
+            X,
+            y,
+            v,
+            batch_size,
+            self.alpha,
+            self.clip_norm,
+            self._dropout,
+            num_threads=thread_count(self.num_threads),
+        )
         best = network.params.copy() if self.early_stopping else None
         if validation is not None and self.validation_scores_ is None:
             self.validation_scores_, self.validation_loss_curve_ = [], []
             self.best_validation_score_ = -np.inf
         max_iter = 1 if incremental else self.max_iter
         tasks = FitTasks(self, max_iter, "epoch", X, y, sample_weight)
+        progress = Progress(self.verbose, max_iter, n_samples)
         self.n_iter_ = 0
         try:
             for _ in range(max_iter):
@@ -1067,21 +612,20 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
                 if self.shuffle:
                     order = np.arange(n_samples)
                     self._random_state.shuffle(order)
-                    rows = order if rows is None else rows[order]
-                self._run_epoch(step, rows, n_samples, batch_size)
+                    rows = rows[order]
+                self._run_epoch(step, rows, batch_size, progress)
                 self._optimizer.epochs += 1
                 self.n_iter_ += 1
                 self.t_ += n_samples
                 self.loss_curve_.append(self.loss_)
-                if self.verbose:
-                    print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-                gain = self._judge(network, objective, validation, best)
+                progress.end_epoch(self.n_iter_, self.loss_)
+                gain = self._judge(network, objective, validation, best, progress)
                 if self.learning_rate == "invscaling" and self._is_scheduled():
                     self._optimizer.learning_rate = self.learning_rate_init / (self.t_ + 1) ** self.power_t
                 if tasks.end_iteration(lambda: self._snapshot(network, network.params)):
                     break
                 if self._no_improvement_count > self.n_iter_no_change:
-                    if self._stops():
+                    if self._stops(progress):
                         break
                     self._no_improvement_count = 0
                 if not incremental and self.n_iter_ == self.max_iter:
@@ -1093,18 +637,18 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
                 stacklevel=5,
             )
         finally:
+            progress.wipe()
             if best is not None:
                 network.params[...] = best
         tasks.close()
 
-    def _split(self, X, y, v, sample_weight, validation_data):
-        """Numbers of the training rows (None: all), and the validation set (X, targets, weights) or None."""
-        rows = None if v is None or v.all() else np.flatnonzero(v)
+    def _split(self, X, y, labels, v, sample_weight, validation_data):
+        """Numbers of the training rows, and the validation set (X, targets, labels, weights) or None."""
+        rows = np.arange(X.shape[0]) if v is None else np.flatnonzero(v)
         if validation_data is not None:
             return rows, self._validation_set(validation_data)
         if not self.early_stopping:
             return rows, None
-        rows = np.arange(X.shape[0]) if rows is None else rows
         # Stratified where scikit-learn stratifies, so that the same random_state holds out the same rows.
         stratify = None
         if self.n_outputs_ == 1 and np.isin(y, (0, 1)).all():
@@ -1117,7 +661,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
                 "The validation set is too small. Increase 'validation_fraction' or the size of your "
                 f"dataset. Expected at least 2 rows, got {len(held)}."
             )
-        return rows, (X[held], y[held], None if sample_weight is None else sample_weight[held])
+        return rows, (X[held], y[held], labels[held], None if sample_weight is None else sample_weight[held])
 
     def _validation_set(self, given):
         if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
@@ -1127,7 +671,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         X = self._check_X(given[0])
         sample_weight = check_sample_weight(given[2], X.shape[0], X.dtype) if len(given) == 3 else None
         y = self._known_targets(given[1], X, "validation_data")
-        return X, y, sample_weight
+        return X, y, given[1], sample_weight
 
     def _known_targets(self, y, X, name):
         """Targets for rows of classes that are known."""
@@ -1141,36 +685,38 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             check_classification_targets(y)
             return (y != 0).astype(dtype)
         codes = np.asarray(y)
-        if codes.ndim != 2 or codes.shape[1:] != self.classes_.shape or _kind_of_targets(codes) != "soft":
+        if codes.ndim != 2 or codes.shape[1:] != self.classes_.shape or kind_of_targets(codes) != "soft":
             codes = encode_labels(y, None, self.classes_)[1]
         if len(codes) != X.shape[0]:
             raise ValueError(f"{name}: expected one label for each of {X.shape[0]} rows, got {len(codes)}.")
         return self._as_targets(codes, dtype)
 
-    def _run_epoch(self, step, rows, n_samples, batch_size):
+    def _run_epoch(self, step, rows, batch_size, progress):
         total = mass = 0.0
-        starts = range(0, n_samples, batch_size)
-        for number, start in enumerate(starts, start=1):
-            stop = min(start + batch_size, n_samples)
-            loss, weight = step(slice(start, stop) if rows is None else rows[start:stop])
-            if not math.isfinite(loss):
+        start = number = 0
+        progress.begin_epoch()
+        while start < len(rows):
+            steps, start, loss, weight, last = step.run(rows, start, _GLANCE)
+            number += steps
+            if not math.isfinite(last):
                 raise ValueError(
-                    f"The loss is {loss} at step {number} of {len(starts)} in epoch {self.n_iter_ + 1}. The "
-                    "input data may contain large values and need to be preprocessed: scale X, for example "
-                    f"with StandardScaler, or lower learning_rate_init={self.learning_rate_init:g}."
+                    f"The loss is {last} at step {number} of {math.ceil(len(rows) / batch_size)} in epoch "
+                    f"{self.n_iter_ + 1}. The input data may contain large values and need to be preprocessed: scale "
+                    f"X, for example with StandardScaler, or lower learning_rate_init={self.learning_rate_init:g}, or "
+                    "set clip_norm."
                 )
             total += loss
             mass += weight
+            progress.show(self.n_iter_ + 1, start, total / mass)
         self.loss_ = total / mass
 
-    def _judge(self, network, objective, validation, best):
+    def _judge(self, network, objective, validation, best, progress):
         """Score the epoch; returns by how much it beat the best before."""
         if validation is not None:
             score, loss = self._evaluate(network, objective, validation)
             self.validation_scores_.append(score)
             self.validation_loss_curve_.append(loss)
-            if self.verbose:
-                print(f"Validation score: {score:f}")
+            progress.line(f"Validation score: {score:f}")
             score_gain = score - self.best_validation_score_
             self.best_validation_score_ = max(score, self.best_validation_score_)
         if self.early_stopping:
@@ -1186,16 +732,25 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         return gain
 
     def _evaluate(self, network, objective, validation):
-        """Accuracy and mean loss on the validation rows, both in sample weights."""
-        X, y, sample_weight = validation
+        """What is monitored, and the mean loss, on the validation rows, both in sample weights."""
+        X, y, labels, sample_weight = validation
         z = self._logits(X, network)
-        if self.out_activation_ == "softmax":
-            right = z.argmax(axis=1) == (y if y.ndim == 1 else y.argmax(axis=1))
-        else:
-            right = ((z > 0) == (y > 0.5)).all(axis=1)
+        if self.monitor is None:
+            if self.out_activation_ == "softmax":
+                right = z.argmax(axis=1) == (y if y.ndim == 1 else y.argmax(axis=1))
+            else:
+                right = ((z > 0) == (y > 0.5)).all(axis=1)
+            score = float(np.average(right, weights=sample_weight))
         mass = float(len(z)) if sample_weight is None else float(sample_weight.sum(dtype=np.float64))
         loss = objective(z, y, sample_weight, mass, 1.0) / mass
-        return float(np.average(right, weights=sample_weight)), loss
+        if self.monitor == "loss":
+            score = -loss
+        elif self.monitor is not None:
+            weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+            with warnings.catch_warnings():  # the rows held out have lost the names of their features
+                warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
+                score = float(get_scorer(self.monitor)(self, X, labels, **weights))
+        return score, loss
 
     def _cosine_rate(self, epoch):
         """Rate of an epoch; calls of partial_fit beyond `max_iter` go on at the last one."""
@@ -1205,7 +760,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
     def _is_scheduled(self):
         return self.solver not in ("auto", "adam")
 
-    def _stops(self):
+    def _stops(self, progress):
         """Whether training ends here; a learning rate that adapts is lowered first."""
         what = "Validation score" if self.early_stopping else "Training loss"
         message = (
@@ -1220,8 +775,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
                 self._optimizer.learning_rate /= 5.0
                 message += f" Setting learning rate to {self._optimizer.learning_rate:f}"
                 stop = False
-        if self.verbose:
-            print(message + (" Stopping." if stop else ""))
+        progress.line(message + (" Stopping." if stop else ""))
         return stop
 
     def _warn_not_converged(self, gain):
@@ -1242,7 +796,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         return {"coefs_": coefs, "intercepts_": intercepts}
 
     def _fit_lbfgs(self, network, objective, X, y, v):
-        full = _FullObjective(network, objective, X, y, v, self.alpha)
+        full = FullObjective(network, objective, X, y, v, self.alpha)
         tasks = FitTasks(self, self.max_iter, "iteration", X, y, v)
         before, out_of_calls, flat = math.inf, False, False
 
@@ -1302,7 +856,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
 
     def _fitted_network(self):
         units = [self.coefs_[0].shape[0], *(coef.shape[1] for coef in self.coefs_)]
-        network = _Network(units, self.activation, self.coefs_[0].dtype)
+        network = Network(units, self.activation, self.coefs_[0].dtype)
         network.copy_from(self.coefs_, self.intercepts_)
         return network
 
@@ -1312,7 +866,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         n_samples, dtype = X.shape[0], network.params.dtype
         z = np.empty((n_samples, network.units[-1]), dtype)
         rows = network.rows_per_block(n_samples)
-        forward = _Pass(network, rows).forward
+        forward = Pass(network, rows).forward
         for start in range(0, n_samples, rows):
             block = slice(start, start + rows)
             z[block] = forward(X[block].astype(dtype, copy=False))
@@ -1356,9 +910,9 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         """
         z = self._predict_logits(X)
         if self._multilabel:
-            return _inside(expit(z))
+            return inside(expit(z))
         if self.out_activation_ == "logistic":
-            return _inside(expit(np.hstack([-z, z])))
+            return inside(expit(np.hstack([-z, z])))
         p = np.exp(z - z.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         smallest = np.nextafter(p.dtype.type(0), p.dtype.type(1))
@@ -1386,7 +940,65 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             return log_expit(z)
         if self.out_activation_ == "logistic":
             return log_expit(np.hstack([-z, z]))
-        return _log_softmax(z)
+        return log_softmax(z)
+
+    def to_sklearn(self):
+        """The same model as scikit-learn's `MLPClassifier`, for tools that know only that.
+
+        It predicts what this one predicts, and needs no fastxent to be loaded.  Parameters that scikit-learn does not
+        have are left out; its solver, should it be fitted again, is 'adam' where it has not ours.
+
+        Returns
+        -------
+        sklearn.neural_network.MLPClassifier
+            Fitted.
+
+        Raises
+        ------
+        ValueError
+            For 'gelu' and 'silu', and for a single class, which scikit-learn's network does not have.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from fastxent.mlp import MLPClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = MLPClassifier((8,), solver="lbfgs", alpha=1.0, random_state=0).fit(X, y)
+        >>> bool(np.allclose(model.to_sklearn().predict_proba(X), model.predict_proba(X), atol=1e-12))
+        True
+        """
+        check_is_fitted(self)
+        if self.activation not in _PEER_ACTIVATIONS:
+            raise ValueError(
+                f"to_sklearn expects one of the activations {', '.join(_PEER_ACTIVATIONS)}, got {self.activation!r}."
+            )
+        if len(self.classes_) == 1 and not self._multilabel:
+            raise ValueError("to_sklearn expects two classes or more, got a model of one.")
+        peer = PeerMLPClassifier()
+        given = {
+            name: value for name, value in self.get_params(deep=False).items() if name in peer.get_params()
+        }
+        given["solver"] = self.solver if self.solver in _PEER_SOLVERS else "adam"
+        if self.learning_rate not in _PEER_SCHEDULES:
+            given["learning_rate"] = "constant"
+        peer.set_params(**given)
+        coefs, intercepts = list(map(np.copy, self.coefs_)), list(map(np.copy, self.intercepts_))
+        outputs = self.n_outputs_
+        if self.out_activation_ == "softmax" and len(self.classes_) == 2:
+            # two logits say as much as their difference, and scikit-learn has one
+            coefs[-1], intercepts[-1] = np.diff(coefs[-1], axis=1), np.diff(intercepts[-1])
+            outputs = 1
+        peer.coefs_, peer.intercepts_, peer.n_outputs_ = coefs, intercepts, outputs
+        peer.out_activation_ = "softmax" if outputs > 1 and not self._multilabel else "logistic"
+        if self._multilabel:
+            peer._label_binarizer = LabelBinarizer().fit(np.eye(outputs, dtype=int)[: max(outputs, 2)])
+        else:
+            peer._label_binarizer = LabelBinarizer().fit(self.classes_)
+        copied = "classes_ n_features_in_ feature_names_in_ n_layers_ n_iter_ t_ loss_ best_loss_ loss_curve_"
+        for name in (*copied.split(), "validation_scores_", "best_validation_score_"):
+            if hasattr(self, name):
+                setattr(peer, name, getattr(self, name))
+        return peer
 
     def input_gradient(self, X, y):
         """Gradient of the mean loss over the rows with respect to X: the direction that fools the model.
@@ -1416,7 +1028,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         objective = self._objective()
         n_samples = X.shape[0]
         rows = network.rows_per_block(n_samples) if objective.rows_are_separate else n_samples
-        work = _Pass(network, rows, gradients=True)
+        work = Pass(network, rows, gradients=True)
         gradient = np.empty(X.shape, dtype)
         for start in range(0, n_samples, rows):
             block = slice(start, start + rows)
