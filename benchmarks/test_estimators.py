@@ -1,4 +1,4 @@
-"""Our classifiers beside scikit-learn's: same data and settings, float32, quality beside the time.
+"""Our classifiers beside scikit-learn's, the network beside PyTorch's too: same data, float32, quality beside the time.
 
 With one thread and with all: scikit-learn alternates between BLAS and OpenMP threads, which can wait for each
 other, so that on small data it is fastest with one.
@@ -68,16 +68,62 @@ def test_logistic(library, threads, data, timed, benchmark):
     )
 
 
-@pytest.mark.parametrize("batch_size", [64, 256])
+class TorchMLP:
+    """The network of a PyTorch user: eager, fused Adam, rows gathered by a random permutation."""
+
+    def __init__(self, hidden_layer_sizes, batch_size, max_iter, learning_rate_init, num_threads):
+        (self.hidden,), self.batch_size, self.n_iter_ = hidden_layer_sizes, batch_size, max_iter
+        self.rate, self.num_threads = learning_rate_init, num_threads
+
+    def get_params(self):
+        return {}  # nothing that `_bench.limited` could set
+
+    def fit(self, X, y):
+        from torch import from_numpy, manual_seed, nn, optim, randperm, set_num_threads
+
+        set_num_threads(self.num_threads)
+        manual_seed(0)
+        self.classes_ = np.unique(y)
+        layers = [nn.Linear(X.shape[1], self.hidden), nn.ReLU(), nn.Linear(self.hidden, len(self.classes_))]
+        self.network = nn.Sequential(*layers)
+        optimizer = optim.Adam(self.network.parameters(), lr=self.rate, fused=True)
+        X, y = from_numpy(X), from_numpy(y.astype(np.int64))
+        for _ in range(self.n_iter_):
+            total = 0.0
+            for rows in randperm(len(X)).split(self.batch_size):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(self.network(X[rows]), y[rows])
+                loss.backward()
+                optimizer.step()
+                total += loss.detach() * len(rows)
+            self.loss_ = float(total) / len(X)
+        return self
+
+    def predict_proba(self, X):
+        from torch import from_numpy, no_grad
+
+        with no_grad():
+            return self.network(from_numpy(X)).softmax(dim=1).numpy()
+
+
+@pytest.mark.parametrize(("hidden", "batch_size"), [(32, 32), (256, 64), (256, 256), (256, 1024)])
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_mlp(library, threads, batch_size, data, timed, benchmark):
-    """A few epochs of Adam on one hidden layer of 256; the report divides by ``epochs``."""
+@pytest.mark.parametrize("library", [*LIBRARIES, "PyTorch"])
+def test_mlp(library, threads, hidden, batch_size, data, timed, benchmark):
+    """A few epochs of Adam on one hidden layer; the report divides by ``epochs``."""
     settings = {
-        "hidden_layer_sizes": (256,), "solver": "adam", "batch_size": batch_size, "max_iter": EPOCHS,
-        "n_iter_no_change": EPOCHS, "random_state": 0,
+        "hidden_layer_sizes": (hidden,), "solver": "adam", "batch_size": batch_size, "max_iter": EPOCHS,
+        "n_iter_no_change": EPOCHS, "learning_rate_init": 0.001 if timed else 0.01, "random_state": 0,
     }  # fmt: skip
-    estimator = _bench.estimators({}, settings)["MLPClassifier", library]
+    name, _, y = data
+    if (name == "digits") != (hidden == 32) or batch_size > len(y):
+        pytest.skip("the small network is for the digits, the large one for MNIST")
+    if library == "PyTorch":
+        pytest.importorskip("torch")
+        given = ("hidden_layer_sizes", "batch_size", "max_iter", "learning_rate_init")
+        estimator = TorchMLP(**{option: settings[option] for option in given}, num_threads=threads)
+    else:
+        estimator = _bench.estimators({}, settings)["MLPClassifier", library]
     fitted, _ = fit(benchmark, timed, estimator, data, threads)
     assert fitted.n_iter_ == EPOCHS
     benchmark.extra_info.update(model="MLPClassifier", library=library, batch_size=batch_size, epochs=EPOCHS)

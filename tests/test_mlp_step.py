@@ -1,4 +1,4 @@
-"""The compiled training step against the NumPy step, the activations against mpmath, threads, instruction sets, Ctrl-C."""
+"""The compiled training step against the NumPy step, activations against mpmath, threads, instruction sets, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -166,8 +166,8 @@ EXACT = {
 def through_one_unit(activation, z, out):
     """Activations of z, and their derivatives, as two plain SGD steps write them into the weights.
 
-    One row of X = 1, hidden weights z, and a loss whose gradient is 1: the output weights fall by the activations, the hidden
-    intercepts by the derivatives times the output weights.
+    One row of X = 1, hidden weights z, and a loss whose gradient is 1: the output weights fall by the activations, the
+    hidden intercepts by the derivatives times the output weights.
     """
     n, dtype = len(z), z.dtype
 

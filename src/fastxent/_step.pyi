@@ -1,10 +1,11 @@
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, final
 
 from numpy.typing import NDArray
 
 __all__ = ["Step"]
 
+@final
 class Step:
     @property
     def t(self) -> int: ...

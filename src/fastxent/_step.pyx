@@ -8,6 +8,7 @@ out the memory and says what follows what.  A band of a layer's weights is updat
 gradient, so that the gradient is never whole; clipping and sparse rows need it whole and cost one piece more.  The next
 batch is gathered beside the updates.  A loss that the kernels do not know is called back with the batch's logits.
 """
+cimport cython
 cimport numpy as cnp
 from libc.math cimport isfinite, pow, sqrt
 from libc.stdint cimport int64_t, uint64_t
@@ -292,6 +293,7 @@ cdef void member(void* context, Py_ssize_t block, int slot) noexcept nogil:
         p.crew.end()
 
 
+@cython.final
 cdef class Step:
     """Training steps of one network on one data set, in buffers allocated once.
 
@@ -367,7 +369,8 @@ cdef class Step:
         net.drop_below = <uint64_t>(dropout * 9007199254740992.0)
         self.set_data(X)
         p.outputs = units[layers]
-        net.head = 32 if p.outputs <= NET_COLS else NET_ROWS
+        # Packing the weights of many outputs wants many rows; a small batch wants an item for every thread.
+        net.head = 32 if p.outputs <= NET_COLS and batch_size <= NET_ROWS else NET_ROWS
         net.count = net.next_count = batch_size
         cdef char* w = <char*>cnp.PyArray_DATA(params)
         cdef char* m = <char*>cnp.PyArray_DATA(moments[0])

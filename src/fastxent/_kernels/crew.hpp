@@ -23,8 +23,9 @@ class Crew {
   item_fn run_;
   void* context_;
 
+  // A piece takes microseconds; whoever waits longer waits for a thread that wants this core.
   static void pause(int spins) {
-    if (spins > 4000) std::this_thread::yield();
+    if (spins > 500) std::this_thread::yield();
 #if defined(__x86_64__)
     else __builtin_ia32_pause();
 #endif

@@ -94,10 +94,10 @@ ACTIVATIONS = {
 
 
 class Dropout:
-    """Which hidden activations a training step leaves out (Srivastava et al., 2014); the others are scaled by 1 / (1 - rate).
+    """Which hidden activations a training step leaves out; the others are scaled by 1 / (1 - rate).
 
-    Number i of a stream of SplitMix64 (Steele, Lea and Flood, 2014) belongs to entry i of all masks, batch by batch, layer
-    by layer, row by row: whoever computes an entry can draw it.
+    Srivastava et al., Dropout, 2014. Number i of a stream of SplitMix64 (Steele, Lea and Flood, 2014) belongs to entry
+    i of all masks, batch by batch, layer by layer, row by row: whoever computes an entry can draw it.
 
     Parameters
     ----------

@@ -35,7 +35,8 @@ class NumpyStep:
     batch_size : int
     alpha : float
     clip_norm : None or float
-        Longest gradient of the batch's objective, all weights together (Pascanu et al., 2013); a longer one is scaled down.
+        Longest gradient of the batch's objective, all weights together; a longer one is scaled down (Pascanu et al.,
+        On the difficulty of training recurrent neural networks, 2013).
     dropout : None or Dropout
     """
 
