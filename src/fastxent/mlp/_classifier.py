@@ -963,7 +963,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         >>> from sklearn.datasets import load_iris
         >>> from fastxent.mlp import MLPClassifier
         >>> X, y = load_iris(return_X_y=True)
-        >>> model = MLPClassifier((8,), solver="lbfgs", alpha=1.0, random_state=0).fit(X, y)
+        >>> model = MLPClassifier((8,), solver="lbfgs", max_iter=1000, random_state=0).fit(X / 8, y)
         >>> bool(np.allclose(model.to_sklearn().predict_proba(X), model.predict_proba(X), atol=1e-12))
         True
         """

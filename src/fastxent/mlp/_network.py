@@ -128,7 +128,7 @@ class Dropout:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
         kept = z >> np.uint64(11) >= np.uint64(self.rate * 2**53)
-        return np.where(kept, dtype.type(1 / (1 - self.rate)), dtype.type(0)).reshape(shape)
+        return np.multiply(kept, 1 / (1 - self.rate), dtype=dtype).reshape(shape)
 
 
 class Network:
