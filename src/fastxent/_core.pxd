@@ -106,6 +106,17 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         double total
         int64_t bad_target
         int64_t bad_value
+    struct Tall:
+        Py_ssize_t rows
+        Py_ssize_t d
+        Py_ssize_t K
+        const void* X
+        Py_ssize_t row
+        Py_ssize_t col
+        const void* W
+        const void* bias
+        void* Z
+        double* sums
     ctypedef void (*rows_fn)(const SoftmaxRows*, Py_ssize_t, Py_ssize_t, char*, BlockOut*) noexcept nogil
     ctypedef void (*solve_fn)(const Solve*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
     ctypedef void (*shard_fn)(const Shard*, Py_ssize_t, Py_ssize_t) noexcept nogil
@@ -165,6 +176,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         GATHER, FORWARD, LOGITS, LOGIT_DELTA, BACKWARD, SPARSE_GRADIENT, GRADIENT, NORM, UPDATE
         NET_ROWS, NET_COLS, NET_GATHER, NET_PACK
     ctypedef void (*piece_fn)(const Network*, int, int, Py_ssize_t, char*, double*) noexcept nogil
+    ctypedef void (*tall_fn)(const Tall*) noexcept nogil
     struct Table:
         const char* name
         rows_fn softmax[2]
@@ -181,9 +193,14 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         elements_fn binary[2]
         elements_fn weights[2]
         piece_fn network[2]
+        tall_fn tall_logits[2]
+        tall_fn tall_sums[2]
+        int lanes[2]
     Py_ssize_t scratch_of(const SoftmaxRows*)
     Py_ssize_t solve_scratch "fx::scratch_of"(const Solve*)
     Py_ssize_t region_scratch "fx::scratch_of"(const Region*)
+    Py_ssize_t tall_most(int lanes)
+    Py_ssize_t tall_width(Py_ssize_t K, int lanes)
     const int LANES
 
 cdef extern from "team.hpp" namespace "fx" nogil:

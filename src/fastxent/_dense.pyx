@@ -4,16 +4,20 @@
 
 For a block of rows, Z = X_b W + b; the row kernel replaces Z by the gradient of its losses; dW += X_b' Z, dX_b = Z W'.
 Either the caller runs this with BLAS on one thread: the team stands outside, over segments of blocks, and a segment's sums are
-float64 and added in order.  Or, for a large W, there is one segment, the threads are BLAS's, and dW grows in place.  BLAS is scipy's, fetched when first wanted (importing it costs 0.1 s, so `_core` must not).
+float64 and added in order.  Or, for a large W, there is one segment, the threads are BLAS's, and dW grows in place.  BLAS is
+scipy's, fetched when first wanted (importing it costs 0.1 s, so `_core` must not).
+
+Few outputs (at most four vectors) have products of their own, `_kernels/tall.hpp`: on MNIST's 60000 x 784, K = 10, a pass
+takes a third (float32) or half (float64) of the time that it takes with OpenBLAS.
 """
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastxent._core cimport (
-    BlockOut, Elements, ElementsOut, Matrix, SoftmaxRows, elements_fn, kernels, over_blocks, rows_fn, scratch_of,
-    set_labels, team_size,
+    BlockOut, Elements, ElementsOut, Matrix, SoftmaxRows, Tall, elements_fn, kernels, over_blocks, rows_fn, scratch_of,
+    set_labels, tall_fn, tall_most, tall_width, team_size,
 )
 
 __all__ = ["linear_pass"]
@@ -21,6 +25,9 @@ __all__ = ["linear_pass"]
 cnp.import_array()
 
 ctypedef void (*gemm_fn)(char*, char*, int*, int*, int*, void*, void*, int*, void*, int*, void*, void*, int*) noexcept nogil
+
+cdef enum:
+    FEW_BYTES = 1 << 18                      # of X in a block of few outputs: both products read it from the second-level cache
 
 cdef gemm_fn sgemm = NULL
 cdef gemm_fn dgemm = NULL
@@ -55,6 +62,10 @@ cdef struct Pass:
     char* dW                                 # (segments, d, K) of doubles, or (1, d, K) of the dtype of X; zeroed
     double* db                               # (segments, K), zeroed
     BlockOut* out
+    bint few                                 # outputs: the products of tall.hpp, in blocks of few_rows
+    Py_ssize_t few_rows, width
+    tall_fn logits, sums
+    Tall tall
     bint want_grad, direct                   # direct: dW is of the dtype of X and grows in place
     char* dX
     int lddx
@@ -88,13 +99,21 @@ cdef void segment(void* context, Py_ssize_t s, int slot) noexcept nogil:
     cdef void* zero = <void*>&zero_f if p.single else <void*>&zero_d
     cdef int m
     cdef char* x
+    cdef Tall tall = p.tall
+    tall.Z = Z
+    tall.sums = <double*>part
+    if p.few and p.want_grad: memset(part, 0, p.part_bytes)
     while start < stop:
-        m = <int>min(p.block_rows, stop - start)
+        m = <int>min(p.few_rows if p.few else p.block_rows, stop - start)
         x = p.X + start * (item if p.by_columns else p.ldx * item)
-        p.gemm(&N, forward, &p.K, &m, &p.d, unit, p.W, &p.K, x, &p.ldx, zero, Z, &p.K)
-        if p.b != NULL:
-            if p.single: add_row(<float*>Z, <float*>p.b, m, p.K)
-            else: add_row(<double*>Z, <double*>p.b, m, p.K)
+        if p.few:
+            tall.X, tall.rows = x, m
+            p.logits(&tall)
+        else:
+            p.gemm(&N, forward, &p.K, &m, &p.d, unit, p.W, &p.K, x, &p.ldx, zero, Z, &p.K)
+            if p.b != NULL:
+                if p.single: add_row(<float*>Z, <float*>p.b, m, p.K)
+                else: add_row(<double*>Z, <double*>p.b, m, p.K)
         if p.binary:
             cells.cols = m
             cells.values.data = Z
@@ -120,7 +139,9 @@ cdef void segment(void* context, Py_ssize_t s, int slot) noexcept nogil:
             p.rows(&call, 0, m, scratch, out)
             out.bad = i if i >= 0 else (out.bad + start if out.bad >= 0 else -1)
         if p.want_grad:
-            if p.direct:
+            if p.few:
+                p.sums(&tall)
+            elif p.direct:
                 p.gemm(&N, backward, &p.K, &p.d, &m, unit, Z, &p.K, x, &p.ldx, unit, p.dW, &p.K)
             else:
                 p.gemm(&N, backward, &p.K, &p.d, &m, unit, Z, &p.K, x, &p.ldx, zero, part, &p.K)
@@ -131,6 +152,10 @@ cdef void segment(void* context, Py_ssize_t s, int slot) noexcept nogil:
             if p.dX != NULL:
                 p.gemm(&T, &N, &p.d, &m, &p.K, unit, p.W, &p.K, Z, &p.K, zero, p.dX + start * p.lddx * item, &p.lddx)
         start += m
+    if p.few and p.want_grad:
+        for i in range(p.d):
+            for j in range(p.K):
+                dW[i * p.K + j] += tall.sums[i * p.width + j]
 
 
 ctypedef fused real:
@@ -156,6 +181,15 @@ cdef void add_to(const real* part, double* total, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
         total[i] += part[i]
+
+
+cdef void pack(const char* W, const char* b, char* to, Py_ssize_t d, Py_ssize_t row, Py_ssize_t width) noexcept nogil:
+    """Rows of W, then b or zeros, from `row` to `width` bytes apart, zeros between."""
+    cdef Py_ssize_t i
+    memset(to, 0, (d + 1) * width)
+    for i in range(d):
+        memcpy(to + i * width, W + i * row, row)
+    if b != NULL: memcpy(to + d * width, b, row)
 
 
 def linear_pass(
@@ -261,19 +295,35 @@ def linear_pass(
             call.loss.data, call.loss.outer = <char*>cnp.PyArray_DATA(loss_out), cnp.PyArray_STRIDE(loss_out, 0)
         call.smoothing, call.exclude, call.z_loss = label_smoothing, exclude_target, z_loss
         call.temperature, call.scale = temperature, scale
+    cdef int which = 0 if single else 1, lanes = kernels().lanes[which]
+    # A sum over blocks of one's own needs room for float64: not where dW grows in place in float32.
+    p.few = p.K <= tall_most(lanes) and p.d > 0 and not (p.direct and single)
+    p.width = tall_width(p.K, lanes)
+    p.few_rows = min(max(FEW_BYTES // (p.d * item) // 32 * 32, 32), block_rows)
     cdef int threads = <int>min(max(team_size(num_threads), 1), max(p.segments, 1))
     for s in range(p.segments):
         longest = max(longest, p.bounds[s + 1] - p.bounds[s])
-    p.z_bytes = (min(block_rows, longest) * p.K * item + 63) // 64 * 64
-    p.part_bytes = (<Py_ssize_t>p.d * p.K * item + 63) // 64 * 64 if p.want_grad and not p.direct else 0
+    p.z_bytes = ((min(block_rows, longest) * p.K + lanes) * item + 63) // 64 * 64
+    p.part_bytes = 0
+    if p.want_grad and p.few: p.part_bytes = p.d * p.width * sizeof(double)
+    elif p.want_grad and not p.direct: p.part_bytes = p.d * p.K * item
+    p.part_bytes = (p.part_bytes + 63) // 64 * 64
     p.slot_bytes = p.z_bytes + p.part_bytes + (0 if binary else (scratch_of(call) * 8 + 127) // 64 * 64)
-    cdef char* memory = <char*>malloc(threads * p.slot_bytes + 64)
+    cdef Py_ssize_t packed = ((p.d + 1) * p.width * item + 63) // 64 * 64 if p.few else 0
+    cdef char* memory = <char*>malloc(packed + threads * p.slot_bytes + 64)
     p.out = <BlockOut*>malloc((p.segments + 1) * sizeof(BlockOut))
     if memory == NULL or p.out == NULL:
         free(memory)
         free(p.out)
         raise MemoryError("no memory for a block of logits")
     p.memory = memory + (64 - <size_t>memory % 64)
+    if p.few:
+        pack(<char*>p.W, <char*>p.b, p.memory, p.d, p.K * item, p.width * item)
+        p.logits, p.sums = kernels().tall_logits[which], kernels().tall_sums[which]
+        p.tall.d, p.tall.K = p.d, p.K
+        p.tall.row, p.tall.col = 1 if p.by_columns else p.ldx, p.ldx if p.by_columns else 1
+        p.tall.W, p.tall.bias = p.memory, p.memory + p.d * p.width * item
+        p.memory += packed
     memset(p.out, 0, (p.segments + 1) * sizeof(BlockOut))
     cdef double total = 0
     cdef Py_ssize_t bad = -1

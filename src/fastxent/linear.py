@@ -114,6 +114,22 @@ class SoftmaxRows:
         D = D[:, :, None]
         self.core.softmax_hvp(*self._given(Z, start, stop), D, D, num_threads)
 
+    @property
+    def factored(self):
+        """Whether `factor` can stand for the Hessian: plain cross-entropy, whose targets have no part in it."""
+        class_weight, _, _, _, ignore_index, z_loss, temperature, scale = self.options
+        return class_weight is None and ignore_index is None and (z_loss, temperature, scale) == (0, 1, 1)
+
+    def factor(self, Z, start, stop, num_threads):
+        """Z becomes √v p: a row's Hessian is v (diag(p) - p pᵀ)."""
+        # The gradient for class 0 is p - e₀: what p₀ loses by the detour is absolutely small.
+        given = (Z[:, :, None], np.zeros((len(Z), 1), np.intp), None, None, self.options[1], 0.0, False, None)
+        self.core.softmax_rows(*given, 0.0, 1.0, 1.0, None, None, given[0], None, num_threads)
+        Z[:, 0] += 1
+        np.maximum(Z, 0, out=Z)
+        if self.sample_weight is not None:
+            Z *= np.sqrt(self.sample_weight[start:stop])
+
 
 class SigmoidRows:
     """Binary cross-entropy of one logit per row: `Rows` with n_outputs = 1.
@@ -127,6 +143,7 @@ class SigmoidRows:
 
     n_outputs = 1
     shift_free = False
+    factored = True
 
     def __init__(self, core, targets, sample_weight=None, label_smoothing=0.0):
         self.core, self.targets, self.sample_weight = core, targets, sample_weight
@@ -162,6 +179,11 @@ class SigmoidRows:
         self._call(Z, start, stop, num_threads, hess=curvature.T)
         D *= curvature
 
+    def factor(self, Z, start, stop, num_threads):
+        """Z becomes the root of the rows' second derivatives."""
+        self._call(Z, start, stop, num_threads, hess=Z.T)
+        np.sqrt(Z, out=Z)
+
 
 class LossRows:
     """Any loss object of the softmax family as `Rows`; with two classes one logit z stands for the pair (0, z).
@@ -178,7 +200,7 @@ class LossRows:
     """
 
     shift_free = False  # not known of a loss in general
-    fusable = False
+    fusable = factored = False
 
     def __init__(self, loss, targets, n_classes, sample_weight=None, binary=False, backend=None):
         self.loss_object, self.targets, self.sample_weight = loss, targets, sample_weight
@@ -480,58 +502,83 @@ class LinearObjective:
 
     def hessian(self, W, b, team):
         """Hessian of the sum of the losses in W (row by row), then b where there is one: symmetric, float64."""
-        has_bias = b is not None
         W, b = self._parameters(W, b)
-        d, k = self.shape
-        unit = np.eye(k, dtype=self.dtype)
+        add = self._add_factored if self.rows.factored and not _is_sparse(self.X) else self._add_columns
+        size = math.prod(self.shape) + (0 if b is None else self.shape[1])
 
         def run(segment):
-            buffer = self._buffer(segment, k)
-            inner, edge, corner = np.zeros((d, k, d, k)), np.zeros((d, k, k)), np.zeros((k, k))
+            H = np.zeros((size, size))
             with np.errstate(over="ignore", invalid="ignore"):
                 for block in segment:
-                    start, stop = block.start, block.stop
-                    X = self._read(block)
-                    Z = _logits(X, W, b, None if buffer is None else buffer[: stop - start])
-                    for j in range(k):
-                        D = np.repeat(unit[j : j + 1], stop - start, axis=0)
-                        self.rows.hvp(Z, start, stop, D, team.inner_threads)
-                        edge[:, :, j] += X.T @ D
-                        corner[:, j] += D.sum(axis=0, dtype=np.float64)
-                        for i in range(j + 1):
-                            inner[:, i, :, j] += _weighted_moment(X, D[:, i])
-            return inner, edge, corner
+                    X, rows = self._read(block), block.stop - block.start
+                    out = None if _is_sparse(X) else np.empty((rows, self.shape[1]), self.dtype)
+                    add(H, X, _logits(X, W, b, out), b is not None, block, team.inner_threads)
+            return (H,)
 
-        inner, edge, corner = _ordered_sum(team.map(run, self.segments))
+        return _ordered_sum(team.map(run, self.segments))[0]
+
+    def _add_factored(self, H, X, Z, has_bias, block, threads):
+        """H += Σ_k M_k - QᵀQ: M_k the moments of the rows weighted with v p_k, Q the rows of √v p ⊗ x."""
+        d, k = self.shape
+        self.rows.factor(Z, block.start, block.stop, threads)
+        if has_bias:
+            X = np.concatenate([X, np.ones((len(X), 1), X.dtype)], axis=1)
+        if k == 1:
+            X = X * Z
+            H += X.T @ X
+            return
+        weight = self.rows.sample_weight
+        root = np.sqrt(Z if weight is None else Z * np.sqrt(weight[block.start : block.stop]))
         for j in range(k):
-            for i in range(j):
-                inner[:, j, :, i] = inner[:, i, :, j].T
-        inner = inner.reshape(d * k, d * k)
-        if not has_bias:
-            return inner
-        edge = edge.reshape(d * k, k)
-        return np.block([[inner, edge], [edge.T, corner]])
+            R = X * root[:, j : j + 1]
+            H[j::k, j::k] += R.T @ R
+        Q = (X[:, :, None] * Z[:, None, :]).reshape(len(X), -1)
+        H -= Q.T @ Q
 
-    def moment(self, team):
-        """Weighted second moments of X and a column of ones: Σ v [x; 1] [x; 1]ᵀ, (d + 1, d + 1), dense X."""
-        d = self.shape[0]
+    def _add_columns(self, H, X, Z, has_bias, block, threads):
+        """H's columns from products of the rows' Hessians with unit vectors: for any loss, and for sparse X."""
+        d, k = self.shape
+        inner = H[: d * k, : d * k].reshape(d, k, d, k)
+        for j in range(k):
+            D = np.zeros((X.shape[0], k), self.dtype)
+            D[:, j] = 1
+            self.rows.hvp(Z, block.start, block.stop, D, threads)
+            for i in range(k):
+                inner[:, i, :, j] += _weighted_moment(X, D[:, i])
+            if has_bias:
+                edge = (X.T @ D).ravel()
+                H[: d * k, d * k + j] += edge
+                H[d * k + j, : d * k] += edge
+                H[d * k :, d * k + j] += D.sum(axis=0, dtype=np.float64)
 
-        def run(segment):
-            M = np.zeros((d + 1, d + 1))
-            for block in segment:
-                X = self._read(block)
-                if self.rows.sample_weight is None:
-                    V, mass = X, float(len(X))
-                else:
-                    v = np.reshape(self.rows.sample_weight[block.start : block.stop], (-1, 1))
-                    V, mass = v * X, float(v.sum(dtype=np.float64))
-                M[:d, :d] += V.T @ X
-                M[:d, d] += V.sum(axis=0, dtype=np.float64)
-                M[d, d] += mass
+    def moment(self, team, most_rows=math.inf):
+        """Weighted second moments of X and a column of ones: Σ v [x; 1] [x; 1]ᵀ, (d + 1, d + 1), dense X.
+
+        Of at most about `most_rows` rows, evenly spread over X in runs and scaled to all.
+        """
+        n, d = self.X.shape
+        every = max(math.ceil(n / most_rows), 1)
+        weight = self.rows.sample_weight
+        pieces = [(segment[0].start, segment[-1].stop) for segment in self.segments if segment]
+
+        def run(piece):
+            start, stop = piece
+            stop = max(start + (stop - start) // every, min(start + 1, stop))
+            X = self._read(_block(self.X, start, stop))
+            if weight is None:
+                v, V, mass = None, X, float(len(X))
+            else:
+                v = np.reshape(weight[start:stop], (-1, 1))
+                V, mass = np.sqrt(v) * X, float(v.sum(dtype=np.float64))
+            M = np.empty((d + 1, d + 1))
+            M[:d, :d] = V.T @ V
+            M[:d, d] = M[d, :d] = X.T @ np.ones(len(X), X.dtype) if v is None else (X.T @ v)[:, 0]
+            M[d, d] = mass
             return (M,)
 
-        (M,) = _ordered_sum(team.map(run, self.segments))
-        M[d, :d] = M[:d, d]
+        (M,) = _ordered_sum(team.map(run, pieces))
+        mass = float(n) if weight is None else float(weight.sum(dtype=np.float64))
+        M *= mass / M[d, d] if M[d, d] > 0 else 0.0
         return M
 
 

@@ -277,20 +277,14 @@ def newton(value_and_grad, hessian, x0, *, tol=1e-4, max_iter=100, precision=2.0
         run.n_products += 1
         largest = max(float(np.diagonal(H).max(initial=0.0)), 1e-300)
         ridge = 0.0
-        while True:
-            try:
-                damped = H if ridge == 0 else H + ridge * largest * np.eye(len(H))
-                p = -linalg.cho_solve(
-                    linalg.cho_factor(damped, check_finite=False), run.grad, check_finite=False
-                )
-                # An indefinite matrix can pass as definite by rounding: then its "solution" is no descent.
-                if np.isfinite(p).all() and p @ run.grad < 0:
-                    return p
-            except linalg.LinAlgError:
-                pass
-            if ridge > 1e6:
-                return -run.grad
+        while ridge <= 1e6:
+            damped = H if ridge == 0 else H + ridge * largest * np.eye(len(H))
+            _, p, info = linalg.lapack.dposv(damped, run.grad)
+            # An indefinite matrix can pass as definite by rounding: then its "solution" is no descent.
+            if info == 0 and np.isfinite(p).all() and p @ run.grad > 0:
+                return -p
             ridge = 1e-14 if ridge == 0 else 100 * ridge
+        return -run.grad
 
     return run.minimize(direction, lambda p: 1.0, lambda s, y: None, lambda: False)
 

@@ -88,6 +88,14 @@ struct Elements {                   // (rows, cols), the last axis of values, ta
 
 struct ElementsOut { double loss, total; int64_t bad_target, bad_value; };
 
+struct Tall {                       // a block of rows of X beside few outputs; strides in numbers, one of them 1
+  ptrdiff_t rows, d, K;
+  const void* X; ptrdiff_t row, col;
+  const void *W, *bias;             // (d, width) and (width,), width = tall_width(K), zeros behind K
+  void* Z;                          // (rows, K), and a vector of room behind
+  double* sums;                     // (d, width): X' Z is added; nothing is promised of the columns behind K
+};
+
 typedef void (*rows_fn)(const SoftmaxRows*, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut*);
 typedef void (*solve_fn)(const Solve*, ptrdiff_t begin, ptrdiff_t end, char* scratch);
 typedef void (*shard_fn)(const Shard*, ptrdiff_t begin, ptrdiff_t end);
@@ -126,6 +134,7 @@ enum Piece { GATHER = 0, FORWARD = 1, LOGITS = 2, LOGIT_DELTA = 3, BACKWARD = 4,
 enum { NET_ROWS = 128, NET_COLS = 64, NET_GATHER = 16, NET_PACK = 1 << 15 };
 // NET_PACK: bytes of scratch of the products; GRADIENT and UPDATE want those of a band where gW is null.
 typedef void (*piece_fn)(const Network*, int piece, int layer, ptrdiff_t item, char* scratch, double* sum);
+typedef void (*tall_fn)(const Tall*);
 
 struct Table {
   const char* name;
@@ -135,6 +144,8 @@ struct Table {
   region_fn region[2], region_grad[2];
   elements_fn sigmoid[2], binary[2], weights[2];
   piece_fn network[2];
+  tall_fn tall_logits[2], tall_sums[2];
+  int lanes[2];                     // of a vector
 };
 
 // Classes that are not contiguous, and few ones where no quicker kernel fits, go through blocks of transposed rows: lanes are rows.
@@ -162,5 +173,9 @@ static inline ptrdiff_t scratch_of(const Solve* a) {
   return (in_lanes(a->terms) ? 8 * a->classes : a->classes + 8) * (10 + n) + 8 * n * (2 * n + 4);
 }
 static inline ptrdiff_t scratch_of(const Region* a) { return 8 * 7 * a->classes; }
+
+// Outputs that the products for few outputs take at most, and the numbers from one row of their W to the next.
+static inline ptrdiff_t tall_most(int lanes) { return 4 * lanes; }
+static inline ptrdiff_t tall_width(ptrdiff_t K, int lanes) { return K == 1 ? 1 : (K + lanes - 1) / lanes * lanes; }
 
 }  // namespace fx
