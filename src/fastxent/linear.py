@@ -582,6 +582,18 @@ class LinearObjective:
         return M
 
 
+    def squares(self):
+        """The diagonal of `moment`, (d + 1,), for any X."""
+        n, weight = self.X.shape[0], self.rows.sample_weight
+        v = np.ones(n) if weight is None else np.ravel(weight).astype(np.float64)
+        total = np.zeros(self.shape[0] + 1)
+        total[-1] = v.sum()
+        for block in itertools.chain.from_iterable(self.segments):
+            X = self._read(block)
+            total[:-1] += (X.multiply(X) if _is_sparse(X) else X * X).T @ v[block.start : block.stop]
+        return total
+
+
 def _weighted_moment(X, v):
     """Xᵀ diag(v) X as an array."""
     if _is_sparse(X):

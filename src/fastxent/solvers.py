@@ -15,7 +15,6 @@ words, what happened and what to do about it.
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,12 +85,13 @@ def lbfgs(
     memory=10,
     precision=2.0**-52,
     precondition=None,
+    first_step=1.0,
     callback=None,
 ):
     """Limited-memory BFGS with a line search for the strong Wolfe conditions.
 
-    The two-loop recursion of Nocedal and Wright, Numerical optimization, 2006, algorithm 7.4; the inverse
-    Hessian it starts from is γ P⁻¹ with γ = sᵀy / yᵀP⁻¹y, P the preconditioner (the identity without one).
+    Nocedal and Wright, Numerical optimization, 2006, section 7.2; the inverse Hessian it starts from is γ P⁻¹
+    with γ = sᵀy / yᵀP⁻¹y, P the preconditioner (the identity without one).
 
     Parameters
     ----------
@@ -107,6 +107,8 @@ def lbfgs(
         Relative rounding error of the values; smaller differences are noise.
     precondition : None or callable
         g (n,) to P⁻¹g for a positive definite P that resembles the Hessian.
+    first_step : float
+        Multiple of P⁻¹g to try first; 1 where P has the scale of the Hessian at `x0`.
     callback : None or callable
         Called with an `Iterate` after every iteration; True stops.
 
@@ -122,7 +124,7 @@ def lbfgs(
     ('converged', [3.0, 3.0])
     """
     run = _Run(value_and_grad, x0, tol, max_iter, precision, callback)
-    pairs = _Pairs(memory, precondition)
+    pairs = _Pairs(memory, precondition, first_step)
     return run.minimize(lambda: -pairs.inverse(run.grad), pairs.first_step, pairs.learn, pairs.forget)
 
 
@@ -167,7 +169,7 @@ def owlqn(
     ('converged', [2.0, 0.0])
     """
     run = _OrthantRun(value_and_grad, l1, x0, tol, max_iter, precision, callback)
-    pairs = _Pairs(memory, None)
+    pairs = _Pairs(memory)
 
     def direction():
         p = -pairs.inverse(run.steepest)
@@ -290,43 +292,64 @@ def newton(value_and_grad, hessian, x0, *, tol=1e-4, max_iter=100, precision=2.0
 
 
 class _Pairs:
-    """What L-BFGS knows of the inverse Hessian: pairs of steps s and gradient changes y, and a preconditioner."""
+    """What L-BFGS knows of the inverse Hessian: pairs of steps s and gradient changes y, and a preconditioner P.
 
-    def __init__(self, memory, precondition):
-        self._pairs, self._precondition = deque(maxlen=memory), precondition
+    The compact form of Byrd, Nocedal and Schnabel, Representations of quasi-Newton matrices and their use in
+    limited memory methods, Math. Program. 63, 1994: with R the upper triangle of SᵀY and D its diagonal,
+
+        a = R⁻¹ Sᵀg,  r = γ P⁻¹ (g - Y a),  H g = r + S R⁻ᵀ (D a - Yᵀ r),
+
+    which is the two-loop recursion in four matrix-vector products.
+    """
+
+    def __init__(self, memory, precondition=None, first_step=1.0):
+        self._memory, self._precondition, self._first_step = memory, precondition, first_step
+        self._order = []  # slots of the pairs, oldest first
+        self._S = self._Y = None
 
     def inverse(self, grad):
         """Inverse Hessian times a gradient."""
-        q = grad.copy()
-        weights = []
-        for s, y, rho, _ in reversed(self._pairs):
-            a = rho * (s @ q)
-            weights.append(a)
-            q -= a * y
+        order, count = self._order, len(self._order)
+        if not count:
+            return grad.copy() if self._precondition is None else self._precondition(grad)
+        S, Y = self._S[:count], self._Y[:count]
+        R = self._products[np.ix_(order, order)]
+        a, c = np.empty(count), np.empty(count)
+        a[order] = ordered = linalg.lapack.dtrtrs(R, (S @ grad)[order])[0]
+        r = grad - a @ Y
         if self._precondition is not None:
-            q = self._precondition(q)
-        if self._pairs:
-            q *= self._pairs[-1][3]
-        for (s, y, rho, _), a in zip(self._pairs, reversed(weights), strict=True):
-            q += (a - rho * (y @ q)) * s
-        return q
+            r = self._precondition(r)
+        r *= self._scale
+        c[order] = linalg.lapack.dtrtrs(R, np.diagonal(R) * ordered - (Y @ r)[order], trans=1)[0]
+        r += c @ S
+        return r
 
     def first_step(self, p):
-        # Without any knowledge of the curvature a step of length 1 at most; later ones are scaled by the
-        # pairs.
-        known = self._pairs or self._precondition is not None
-        return 1.0 if known else min(1.0, 1.0 / max(np.linalg.norm(p), 1e-300))
+        # Without any knowledge of the curvature a step of length 1 at most; later ones are scaled by the pairs.
+        if self._order:
+            return 1.0
+        if self._precondition is not None:
+            return self._first_step
+        return min(1.0, 1.0 / max(np.linalg.norm(p), 1e-300))
 
     def learn(self, s, y):
         curvature = s @ y
         if curvature <= 1e-14 * np.linalg.norm(s) * np.linalg.norm(y):
             return
-        scaled = y if self._precondition is None else self._precondition(y)
-        self._pairs.append((s, y, 1.0 / curvature, curvature / (y @ scaled)))
+        if self._S is None:
+            self._S, self._Y = np.empty((2, self._memory, len(s)))
+            self._products = np.zeros((self._memory, self._memory))
+        slot = self._order.pop(0) if len(self._order) == self._memory else len(self._order)
+        self._order.append(slot)
+        self._S[slot], self._Y[slot] = s, y
+        count = len(self._order)
+        self._products[:count, slot] = self._S[:count] @ y
+        self._products[slot, slot] = curvature
+        self._scale = curvature / (y @ (y if self._precondition is None else self._precondition(y)))
 
     def forget(self):
-        known = bool(self._pairs)
-        self._pairs.clear()
+        known = bool(self._order)
+        self._order.clear()
         return known
 
 
