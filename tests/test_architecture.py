@@ -27,7 +27,7 @@ LAYERS = (
     ("_core_numpy", "_core", "_dense", "_step", "_core_cuda"),
     ("_checks", "_backend"),
     ("losses", "information", "shards", "linear"),
-    ("solvers", "_files", "_estimator", "logistic", "mlp", "calibration", "files", "dask"),
+    ("solvers", "_files", "_estimator", "_penalized", "logistic", "mlp", "calibration", "files", "dask"),
     ("torch", "boosting", "plots", "_bench", "cli"),
 )
 LAYER = {name: number for number, row in enumerate(LAYERS) for name in row}

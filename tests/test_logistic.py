@@ -485,10 +485,10 @@ def test_stopping_rule_is_the_gradient_of_the_objective():
 
 
 def test_keyboard_interrupt_keeps_the_partial_model(monkeypatch):
-    from fastxent.logistic import _Problem
+    from fastxent._penalized import Problem
 
     X, y = small()
-    original, calls = _Problem.value_and_grad, []
+    original, calls = Problem.value_and_grad, []
 
     def interrupted(self, w):
         calls.append(1)
@@ -496,7 +496,7 @@ def test_keyboard_interrupt_keeps_the_partial_model(monkeypatch):
             raise KeyboardInterrupt
         return original(self, w)
 
-    monkeypatch.setattr(_Problem, "value_and_grad", interrupted)
+    monkeypatch.setattr(Problem, "value_and_grad", interrupted)
     with pytest.warns(ConvergenceWarning, match="interrupted"):
         model = exact(solver="lbfgs").fit(X, y)
     assert model.opt_result_.status == "interrupted"

@@ -6,6 +6,8 @@ weights and every sum are those of the rows with a positive weight; the others o
 
 from __future__ import annotations
 
+import math
+import sys
 from numbers import Real
 
 import numpy as np
@@ -283,3 +285,40 @@ class FitTasks:
             estimator=self._estimator, reconstruction_attributes=dict, **self._data
         )
         self._context = self._iteration = None
+
+
+class ProgressBar:
+    """How far a full-batch fit is, as one line on the standard error; nothing where that is no terminal.
+
+    Parameters
+    ----------
+    shown : bool
+    name : str
+        Of the estimator.
+    tol : float
+        Where the largest entry of the gradient shall get to: the bar is its way there, in logarithms.
+    """
+
+    WIDTH = 30
+
+    def __init__(self, shown, name, tol):
+        self.shown = bool(shown) and sys.stderr.isatty()
+        self._name, self._tol, self._first = name, tol, None
+
+    def show(self, iterate):
+        """The bar after an iteration."""
+        if not self.shown:
+            return
+        if self._first is None:
+            self._first = max(iterate.grad_max, self._tol, 1e-300)
+        way = math.log(self._first / max(self._tol, 1e-300)) or 1.0
+        left = math.log(max(iterate.grad_max, 1e-300) / max(self._tol, 1e-300)) / way
+        done = "#" * round(self.WIDTH * min(max(1 - left, 0.0), 1.0))
+        text = f"objective {iterate.fun:.6g}, max |gradient| {iterate.grad_max:.2g}"
+        line = f"{self._name} [{done:<{self.WIDTH}}] iteration {iterate.n_iter}, {text}"
+        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def wipe(self):
+        """Take the bar away."""
+        if self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

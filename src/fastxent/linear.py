@@ -519,7 +519,7 @@ class LinearObjective:
 
     def _add_factored(self, H, X, Z, has_bias, block, threads):
         """H += Σ_k M_k - QᵀQ: M_k the moments of the rows weighted with v p_k, Q the rows of √v p ⊗ x."""
-        d, k = self.shape
+        k = self.shape[1]
         self.rows.factor(Z, block.start, block.stop, threads)
         if has_bias:
             X = np.concatenate([X, np.ones((len(X), 1), X.dtype)], axis=1)
@@ -551,6 +551,28 @@ class LinearObjective:
                 H[d * k + j, : d * k] += edge
                 H[d * k :, d * k + j] += D.sum(axis=0, dtype=np.float64)
 
+    def curvature(self, W, b, team):
+        """Diagonal of the Hessian, (d + 1, K), its last row the intercept's; for rows with a `factor`, any X."""
+        W, b = self._parameters(W, b)
+        weight = self.rows.sample_weight
+
+        def run(segment):
+            total = np.zeros((self.shape[0] + 1, self.shape[1]))
+            for block in segment:
+                X, start, stop = self._read(block), block.start, block.stop
+                out = None if _is_sparse(X) else np.empty((stop - start, self.shape[1]), self.dtype)
+                root = _logits(X, W, b, out)
+                self.rows.factor(root, start, stop, team.inner_threads)
+                each = root * root
+                if self.shape[1] > 1:
+                    v = 1.0 if weight is None else np.sqrt(weight[start:stop])
+                    each = v * root - each
+                total[:-1] += (X.multiply(X) if _is_sparse(X) else X * X).T @ each
+                total[-1] += each.sum(axis=0, dtype=np.float64)
+            return (total,)
+
+        return _ordered_sum(team.map(run, self.segments))[0]
+
     def moment(self, team, most_rows=math.inf):
         """Weighted second moments of X and a column of ones: Σ v [x; 1] [x; 1]ᵀ, (d + 1, d + 1), dense X.
 
@@ -580,7 +602,6 @@ class LinearObjective:
         mass = float(n) if weight is None else float(weight.sum(dtype=np.float64))
         M *= mass / M[d, d] if M[d, d] > 0 else 0.0
         return M
-
 
     def squares(self):
         """The diagonal of `moment`, (d + 1,), for any X."""

@@ -1,17 +1,18 @@
 """Logistic regression with scikit-learn's interface on the fused linear cross-entropy.
 
-An estimator is objective x loss x solver: `_Problem` holds the penalized mean loss as functions of one flat
-float64 vector, `solvers` minimizes it, and `LogisticRegression` translates between people and that.
+An estimator is objective x loss x solver: `_penalized.Problem` holds the penalized mean loss as functions of one
+flat float64 vector, `solvers` minimizes it, and `LogisticRegression` translates between people and that.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
+from copy import copy
 from numbers import Integral, Real
 
 import numpy as np
-from scipy import linalg, sparse, special
+from scipy import sparse, special
+from sklearn import linear_model
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_consistent_length
@@ -23,150 +24,21 @@ from . import _backend, linear, solvers
 from ._estimator import (
     CallbackSupportMixin,
     FitTasks,
+    ProgressBar,
     check_sample_weight,
     class_weight_vector,
     encode_labels,
     row_weights,
 )
 from ._files import SaveMixin
+from ._penalized import ContinuedProblem, Problem
 from .losses import resolve
 
 __all__ = ["LogisticRegression"]
 
 _SOLVERS = ("auto", "lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
+_LARGE = 100_000  # parameters from which 20 pairs of L-BFGS cost more than the passes they save
 _NEWTON_WORK = 4_000_000  # rows x parameters² up to which Hessians cost less than the passes they save
-_MOMENT_ROWS = 16  # per feature: so many give a preconditioner as good as all
-_FACTOR_FEATURES = 2000  # features up to which the preconditioner's factor, O(features³), pays
-# Evaluations to tol=1e-4 on 6000 rows of MNIST: 120 without, 103 at 1/2, 55 at 0.1, 44 at 0.03, 40 at 0.01.
-_CURVATURE = 0.02
-
-
-class _Problem:
-    """The penalized mean loss and its derivatives as functions of w: W (d, K) row by row, then b (K,).
-
-    f(w) = (sum of weighted losses) / mass + strength · ((1 - l1_ratio) / 2 · Σ W² + l1_ratio · Σ |W|)
-
-    The derivatives and `value_and_grad` leave the absolute values to the solver, which takes their weights,
-    `l1`.
-
-    Parameters
-    ----------
-    objective : `linear.LinearObjective`
-    team : entered `linear.Team`
-    mass : float
-        Sum of the weights.
-    strength : float
-        1 / (C · mass).
-    l1_ratio : float
-    fit_intercept : bool
-    intercept_share : float
-        What is penalized of the intercept: 0, or with LIBLINEAR's synthetic feature 1 / intercept_scaling.
-
-    Attributes
-    ----------
-    shift_free : bool
-        Whether adding one number to all of b changes nothing, as softmax allows: then b is kept with mean 0.
-    """
-
-    def __init__(self, objective, team, mass, strength, l1_ratio, fit_intercept, intercept_share):
-        self.objective, self.team, self.mass, self.fit_intercept = objective, team, mass, fit_intercept
-        self.shift_free = objective.shape[1] > 1 and objective.rows.shift_free
-        self.penalty = strength * (1 - l1_ratio)
-        self.intercept_penalty = self.penalty * intercept_share**2
-        self.shape = objective.shape
-        self.size = math.prod(self.shape) + (self.shape[1] if fit_intercept else 0)
-        self.l1 = None
-        if strength * l1_ratio > 0:
-            self.l1 = np.full(self.size, strength * l1_ratio)
-            self.l1[math.prod(self.shape) :] *= intercept_share
-
-    def split(self, w):
-        """Views of W and b (None without intercept)."""
-        d, k = self.shape
-        return w[: d * k].reshape(d, k), w[d * k :] if self.fit_intercept else None
-
-    def join(self, W, b):
-        """The vector of W and b."""
-        return np.concatenate([np.ravel(W), b]) if self.fit_intercept else np.ravel(W).astype(np.float64)
-
-    def value_and_grad(self, w):
-        W, b = self.split(w)
-        total, dW, db = self.objective.loss_grad(W, b, self.team)
-        value = total / self.mass
-        grad = np.empty(self.size)
-        gW, gb = self.split(grad)
-        np.multiply(dW, 1 / self.mass, out=gW)
-        if self.penalty:
-            value += 0.5 * self.penalty * float(np.vdot(W, W))
-            gW += self.penalty * W
-        if b is not None:
-            np.multiply(db, 1 / self.mass, out=gb)
-            if self.intercept_penalty:
-                value += 0.5 * self.intercept_penalty * float(b @ b)
-                gb += self.intercept_penalty * b
-        return value, grad
-
-    def hvp(self, w, v):
-        W, b = self.split(w)
-        V, c = self.split(v)
-        HW, Hb = self.objective.hvp(W, b, V, c, self.team)
-        HW = HW / self.mass + self.penalty * V
-        Hb /= self.mass
-        if self.intercept_penalty and c is not None:
-            Hb += self.intercept_penalty * c
-        return self.join(HW, Hb)
-
-    def hessian(self, w):
-        W, b = self.split(w)
-        d, k = self.shape
-        H = self.objective.hessian(W, b, self.team) / self.mass
-        diagonal = np.einsum("ii->i", H)
-        diagonal[: d * k] += self.penalty
-        diagonal[d * k :] += self.intercept_penalty
-        if self.shift_free:
-            # Softmax ignores a shift of all outputs, so H is singular along it where nothing is penalized.
-            # The gradient has no part along that shift: whatever curvature it gets here, no step takes it.
-            shift = np.full((k, k), 1 / k)
-            for at in range(0 if self.penalty == 0 else d * k, self.size, k):
-                H[at : at + k, at : at + k] += shift * diagonal[at : at + k].max()
-        return H
-
-    def preconditioner(self):
-        """P⁻¹ as a function of a gradient, P the same matrix for every output, or its diagonal for sparse or wide X.
-
-        P = curvature · (moment matrix of X and the intercept) + penalty, which Böhning (Multinomial logistic
-        regression algorithm, Ann. Inst. Statist. Math. 44, 1992) shows to bound the Hessian at curvature 1/2
-        (1/4 for one output).  A bound is not what conditions best, so `_CURVATURE` is smaller.
-        """
-        d, k = self.shape
-        if linear._is_sparse(self.objective.X) or d > _FACTOR_FEATURES:
-            squares = self.objective.squares()[: d + self.fit_intercept]
-            diagonal = squares * (_CURVATURE / self.mass) + self.penalty
-            if self.fit_intercept:
-                diagonal[d] += self.intercept_penalty - self.penalty
-            diagonal += 1e-10 * diagonal.max()
-            inverse = np.repeat(1 / diagonal, k)
-            return lambda g: inverse * g
-        moment = self.objective.moment(self.team, _MOMENT_ROWS * (d + 1))
-        if not self.fit_intercept:
-            moment = moment[:d, :d]
-        P = moment * (_CURVATURE / self.mass)
-        diagonal = np.einsum("ii->i", P)
-        diagonal[:d] += self.penalty
-        diagonal[d:] += self.intercept_penalty
-        diagonal += 1e-10 * diagonal.max()
-        try:
-            factor = linalg.cholesky(P, lower=True, check_finite=False)
-        except linalg.LinAlgError:
-            return None
-        inverse = linalg.solve_triangular(factor, np.eye(len(P)), lower=True, check_finite=False)
-        inverse = inverse.astype(self.objective.dtype, copy=False)
-
-        def apply(g):
-            G = g.reshape(len(inverse), k).astype(inverse.dtype, copy=False)
-            return (inverse.T @ (inverse @ G)).ravel().astype(np.float64, copy=False)
-
-        return apply
 
 
 class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstimator):
@@ -204,7 +76,7 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         the same problem as "auto", "liblinear" that of LIBLINEAR (two classes, penalized intercept).
     max_iter : int, default=100
     verbose : int, default=0
-        1 prints the outcome, 2 every iteration.
+        1 prints the outcome and, on a terminal, shows a bar; 2 prints every iteration.
     warm_start : bool, default=False
         Start from the last solution.
     n_jobs : deprecated, without effect
@@ -338,6 +210,92 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         dtype = X.dtype
         weights = check_sample_weight(sample_weight, X.shape[0], dtype)
         classes, targets, weights = self._targets(y, weights, dtype)
+        self._check_classes(classes)
+        mass = _mass(X, weights)
+        objective = linear.LinearObjective(X, self._rows(targets, len(classes), weights, dtype), dtype)
+        with linear.Team(objective, self.num_threads) as team:
+            options = (1.0 / (C * mass), l1_ratio, self.fit_intercept, self._intercept_share)
+            problem = Problem(objective, team, mass, *options)
+            start = self._start(problem) if self.warm_start else np.zeros(problem.size)
+            tasks = FitTasks(self, self.max_iter, "iteration", X, y, sample_weight)
+            outcome = self._minimize(problem, start, tasks, classes, dtype)
+        self._keep(problem, outcome, classes, dtype)
+        tasks.close()
+        self._past = None
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Go on with rows that were not there before: data too large for memory, or that arrive one by one.
+
+        Every call minimizes the losses of its own rows, exactly as `fit` would, plus a quadratic that stands
+        for all earlier rows: the Hessians of the earlier calls around their solution, the whole matrix up to
+        1000 parameters and its diagonal beyond.  So the first call is `fit`, rows given twice count twice,
+        and no learning rate needs to be chosen.  After `fit` it starts from nothing again.
+
+        Parameters
+        ----------
+        X : array-like or CSR matrix (n_samples, n_features)
+        y : array-like (n_samples,), or float matrix (n_samples, n_classes)
+            As for `fit`; a call need not see every class.
+        classes : array-like (n_classes,)
+            All labels that will ever come; for the first call, later ones may repeat it.  Not needed for a
+            matrix y.
+        sample_weight : None or array-like (n_samples,)
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            As for `fit`; for labels that are none of `classes`; for ``class_weight="balanced"``, which
+            needs all rows, and for a loss object.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastxent.logistic import LogisticRegression
+        >>> model = LogisticRegression()
+        >>> for x in (0.0, 1.0):
+        ...     model = model.partial_fit([[x], [x + 2]], [0, 1], classes=[0, 1])
+        >>> model.predict([[0.5], [2.5]]).tolist()
+        [0, 1]
+        """
+        if self.loss is not None:
+            raise ValueError(f"partial_fit expects loss=None, cross-entropy, got loss={self.loss!r}")
+        if self.class_weight == "balanced":
+            raise ValueError(
+                'partial_fit expects class_weight=None or a dict: "balanced" needs all rows at once'
+            )
+        C, l1_ratio = self._penalty()
+        past = getattr(self, "_past", None)
+        X, y = self._validated(X, y, reset=past is None)
+        dtype = X.dtype
+        weights = check_sample_weight(sample_weight, X.shape[0], dtype)
+        known = self._known_classes(y, classes, past is None)
+        classes, targets, weights = self._targets(y, weights, dtype, known)
+        self._check_classes(classes)
+        past, earlier = past or (None, 0.0)
+        mass = earlier + _mass(X, weights)
+        objective = linear.LinearObjective(X, self._rows(targets, len(classes), weights, dtype), dtype)
+        with linear.Team(objective, self.num_threads) as team:
+            options = (1.0 / (C * mass), l1_ratio, self.fit_intercept, self._intercept_share)
+            problem = ContinuedProblem(objective, team, mass, *options, past=past)
+            start = np.zeros(problem.size) if past is None else past[0]
+            tasks = FitTasks(self, self.max_iter, "iteration", X, y, sample_weight)
+            outcome = self._minimize(problem, start, tasks, classes, dtype)
+            self._keep(problem, outcome, classes, dtype)
+            self._past = (problem.past_at(outcome.x), mass)
+        tasks.close()
+        return self
+
+    @property
+    def _intercept_share(self):
+        return 1.0 / self.intercept_scaling if self.solver == "liblinear" else 0.0
+
+    def _check_classes(self, classes):
         if len(classes) < 2:
             raise ValueError(
                 "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
@@ -349,29 +307,22 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
                 "another solver or wrap the estimator in a OneVsRestClassifier to keep applying a one-versus-rest "
                 "scheme. Only binary classification is supported."
             )
-        mass = float(X.shape[0]) if weights is None else float(weights.sum(dtype=np.float64))
-        objective = linear.LinearObjective(X, self._rows(targets, len(classes), weights, dtype), dtype)
-        intercept_share = 1.0 / self.intercept_scaling if self.solver == "liblinear" else 0.0
-        with linear.Team(objective, self.num_threads) as team:
-            options = (1.0 / (C * mass), l1_ratio, self.fit_intercept, intercept_share)
-            problem = _Problem(objective, team, mass, *options)
-            start = self._start(problem)
-            tasks = FitTasks(self, self.max_iter, "iteration", X, y, sample_weight)
-            outcome = self._minimize(problem, start, tasks, classes, dtype)
-        self._keep(problem, outcome.x, classes, dtype)
-        tasks.close()
-        self.n_iter_ = np.array([outcome.n_iter], dtype=np.int32)
-        self.opt_result_ = outcome
-        if self.verbose:
-            print(f"LogisticRegression: {outcome.message}")
-        if outcome.status not in ("converged", "stopped"):
-            warnings.warn(
-                f"{self.solver} failed to converge after {outcome.n_iter} iteration(s) (status={outcome.status}):\n"
-                f"{outcome.message}.",
-                ConvergenceWarning,
-                stacklevel=3,
+
+    def _known_classes(self, y, classes, first):
+        """All labels of a stream, sorted; the first call brings them."""
+        if y.ndim == 2 and classes is None:
+            classes = np.arange(y.shape[1])
+        if classes is not None:
+            classes = np.unique(classes)
+        if first and classes is not None:
+            return classes
+        if first and not hasattr(self, "classes_"):
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        if classes is not None and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"classes: expected those of the first call to partial_fit, {self.classes_}, got {classes}"
             )
-        return self
+        return self.classes_
 
     def _penalty(self):
         """C and l1_ratio as they count, with scikit-learn's warnings and refusals on the way."""
@@ -436,8 +387,8 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
             )
         return C, ratio
 
-    def _validated(self, X, y):
-        options = {"accept_sparse": "csr", "dtype": [np.float64, np.float32]}
+    def _validated(self, X, y, reset=True):
+        options = {"accept_sparse": "csr", "dtype": [np.float64, np.float32], "reset": reset}
         if not _is_soft(y):
             return validate_data(self, X, y, **options)
         X = validate_data(self, X, **options)
@@ -452,15 +403,20 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
             )
         return X, y
 
-    def _targets(self, y, weights, dtype):
-        """Classes, targets as integers or probabilities, and the weights of the rows or None."""
+    def _targets(self, y, weights, dtype, known=None):
+        """Classes, `known` or found, targets as integers or probabilities, and the weights of the rows or None."""
         if y.ndim == 2:
             if self.class_weight is not None:
                 raise ValueError(
                     "class_weight: expected None for a matrix y of soft labels, which have no one class."
                 )
-            return np.arange(y.shape[1]), y, weights
-        classes, codes = encode_labels(y, weights)
+            classes = np.arange(y.shape[1])
+            if known is not None and not np.array_equal(known, classes):
+                raise ValueError(
+                    f"y: expected a column for each of the classes {known}, got {y.shape[1]} columns"
+                )
+            return classes, y, weights
+        classes, codes = encode_labels(y, weights, known)
         per_class = class_weight_vector(self.class_weight, classes, codes, weights)
         return classes, codes, row_weights(weights, per_class, codes, dtype)
 
@@ -485,7 +441,7 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
 
     def _start(self, problem):
         d, k = problem.shape
-        if not (self.warm_start and hasattr(self, "coef_")):
+        if not hasattr(self, "coef_"):
             return np.zeros(problem.size)
         coef = self.coef_.toarray() if sparse.issparse(self.coef_) else self.coef_
         if coef.shape != (k, d):
@@ -493,7 +449,10 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         return problem.join(coef.T, self.intercept_)
 
     def _minimize(self, problem, start, tasks, classes, dtype):
+        bar = ProgressBar(self.verbose == 1, type(self).__name__, self.tol)
+
         def callback(iterate):
+            bar.show(iterate)
             if self.verbose > 1:
                 value, gradient = f"objective {iterate.fun:.8g}", f"max |gradient| {iterate.grad_max:.3g}"
                 print(f"LogisticRegression: iteration {iterate.n_iter}, {value}, {gradient}")
@@ -503,29 +462,48 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
             "tol": self.tol,
             "max_iter": self.max_iter,
             "precision": float(np.finfo(dtype).eps),
-            "callback": callback if tasks.listening or self.verbose > 1 else None,
+            "callback": callback if tasks.listening or self.verbose > 1 or bar.shown else None,
         }
+        try:
+            return self._solved(problem, start, options)
+        finally:
+            bar.wipe()
+
+    def _solved(self, problem, start, options):
+        if problem.l1 is not None:
+            # The preconditioner turns the direction across the orthants' walls: with it, 1310 iterations
+            # instead of 83.
+            return solvers.owlqn(problem.value_and_grad, problem.l1, start, memory=20, **options)
         solver = self.solver
         if solver not in ("lbfgs", "newton-cg", "newton-cholesky"):
             work = problem.objective.X.shape[0] * problem.size**2
             few = work <= _NEWTON_WORK and not linear._is_sparse(problem.objective.X)
             solver = "newton-cholesky" if few and self.loss is None else "lbfgs"
-        if problem.l1 is not None:
-            # The preconditioner turns the direction across the orthants' walls: with it, 1310 iterations
-            # instead of 83.
-            return solvers.owlqn(problem.value_and_grad, problem.l1, start, memory=20, **options)
-        if solver == "newton-cholesky":
+        continued = isinstance(problem, ContinuedProblem) and problem.past is not None
+        if solver == "newton-cholesky" or (continued and problem.whole):
             return solvers.newton(problem.value_and_grad, problem.hessian, start, **options)
         options["precondition"] = problem.preconditioner()
-        if solver == "newton-cg":
+        if solver == "newton-cg" and not continued:
             return solvers.newton_cg(problem.value_and_grad, problem.hvp, start, **options)
-        # At W = 0 the Hessian is the moment matrix times 1/4 for one output, 1/K for more.
-        first_step = _CURVATURE * (4 if problem.shape[1] == 1 else problem.shape[1])
-        return solvers.lbfgs(problem.value_and_grad, start, memory=20, first_step=first_step, **options)
+        memory = 20 if problem.size <= _LARGE else 10
+        step = 1.0 if continued else problem.first_step
+        return solvers.lbfgs(problem.value_and_grad, start, memory=memory, first_step=step, **options)
 
-    def _keep(self, problem, w, classes, dtype):
-        for name, value in _attributes(problem, w, classes, dtype).items():
+    def _keep(self, problem, outcome, classes, dtype):
+        """The fitted attributes, and the warning where the solver fell short."""
+        for name, value in _attributes(problem, outcome.x, classes, dtype).items():
             setattr(self, name, value)
+        self.n_iter_ = np.array([outcome.n_iter], dtype=np.int32)
+        self.opt_result_ = outcome
+        if self.verbose:
+            print(f"LogisticRegression: {outcome.message}")
+        if outcome.status not in ("converged", "stopped"):
+            warnings.warn(
+                f"{self.solver} failed to converge after {outcome.n_iter} iteration(s) (status={outcome.status}):\n"
+                f"{outcome.message}.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
 
     # --------------------------------------------------------------------------------------------- prediction
 
@@ -595,6 +573,44 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         np.put_along_axis(rest, at, 0, 1)
         return below - np.log1p(rest.sum(axis=1, keepdims=True))
 
+    def to_sklearn(self):
+        """The same model as scikit-learn's `LogisticRegression`, for tools that know only that.
+
+        It predicts what this one predicts and needs no fastxent to be loaded.  Parameters that scikit-learn does not
+        have are left out; its solver, should it be fitted again, is its default where ours is "auto" ("saga" for an
+        L1 penalty).
+
+        Returns
+        -------
+        sklearn.linear_model.LogisticRegression
+            Fitted.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from fastxent.logistic import LogisticRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = LogisticRegression().fit(X, y)
+        >>> bool((model.to_sklearn().predict(X) == model.predict(X)).all())
+        True
+        """
+        check_is_fitted(self)
+        peer = linear_model.LogisticRegression()
+        names = peer.get_params().keys() & self.get_params(deep=False).keys()
+        given = {name: getattr(self, name) for name in names}
+        if self.solver == "auto":
+            given["solver"] = "saga" if self.l1_ratio else "lbfgs"
+        if given["penalty"] == "deprecated" and peer.penalty != "deprecated":  # scikit-learn < 1.8
+            ratio = self.l1_ratio or 0.0
+            given["penalty"] = {0.0: "l2", 1.0: "l1"}.get(ratio, "elasticnet")
+            if np.inf == self.C:
+                given |= {"penalty": None, "C": 1.0}
+        peer.set_params(**given)
+        for name in ("classes_", "coef_", "intercept_", "n_iter_", "n_features_in_", "feature_names_in_"):
+            if hasattr(self, name):
+                setattr(peer, name, copy(getattr(self, name)))
+        return peer
+
     def sparsify(self):
         """Store `coef_` as a CSR matrix, which pays where more than half of it is zero.
 
@@ -617,6 +633,11 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         if sparse.issparse(self.coef_):
             self.coef_ = self.coef_.toarray()
         return self
+
+
+def _mass(X, weights):
+    """Sum of the rows' weights."""
+    return float(X.shape[0]) if weights is None else float(weights.sum(dtype=np.float64))
 
 
 def _is_soft(y):
