@@ -6,6 +6,8 @@ other, so that on small data it is fastest with one.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -127,3 +129,20 @@ def test_mlp(library, threads, hidden, batch_size, data, timed, benchmark):
     fitted, _ = fit(benchmark, timed, estimator, data, threads)
     assert fitted.n_iter_ == EPOCHS
     benchmark.extra_info.update(model="MLPClassifier", library=library, batch_size=batch_size, epochs=EPOCHS)
+
+
+def test_curves(timed, tmp_path, monkeypatch):
+    """The script of the objective-against-time curves, on its smallest problem."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    import curves
+
+    if timed:
+        pytest.skip("benchmarks/curves.py keeps its own time")
+    points, best = curves.measure(curves.PROBLEMS["iris"](), rounds=1)
+    ours = points["fastxent auto"]
+    assert ours[-1].value == pytest.approx(best, rel=1e-8)
+    assert all(point.value >= best for line in points.values() for point in line)
+    assert curves.table("iris", points, best).count("\n") == 4 + sum(map(len, points.values()))
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    curves.picture({"iris": (points, best)}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000

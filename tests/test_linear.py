@@ -262,6 +262,48 @@ def test_derivatives_of_objectives(case):
         np.testing.assert_allclose(H @ V.ravel(), HW.ravel(), rtol=1e-9, atol=1e-9)
 
 
+def test_hessian_of_plain_cross_entropy_by_factors_is_that_by_products(monkeypatch):
+    X, W, b, y = problem(n=900, d=4, k=3)
+    v = np.linspace(0, 2, 900)
+    for weight in (None, v):
+        column = None if weight is None else weight[:, None]
+        rows = linear.SoftmaxRows(_backend.DEFAULT, y[:, None], 3, column, label_smoothing=0.1)
+        objective = linear.LinearObjective(X, rows, X.dtype)
+        assert rows.factored
+        with linear.Team(objective) as team:
+            H, without = objective.hessian(W, b, team), objective.hessian(W, None, team)
+            diagonal = objective.curvature(W, b, team)
+            with monkeypatch.context() as patch:
+                patch.setattr(linear.SoftmaxRows, "factored", False)
+                expected = objective.hessian(W, b, team)
+        np.testing.assert_allclose(H, expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(without, expected[:12, :12], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(diagonal.ravel(), np.diagonal(expected), rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
+def test_squares_and_curvature_are_diagonals(form):
+    X, W, b, y = problem(n=1300, d=6, k=1)
+    v = np.linspace(0, 2, 1300)
+    rows = linear.SigmoidRows(_backend.DEFAULT, (y == 0).astype(float), v)
+    dense, any_form = (linear.LinearObjective(f(X), rows, X.dtype) for f in (np.asarray, form))
+    with linear.Team(dense) as team:
+        np.testing.assert_allclose(any_form.squares(), np.diagonal(dense.moment(team)), rtol=1e-11)
+        H = dense.hessian(W, b, team)
+        np.testing.assert_allclose(any_form.curvature(W, b, team)[:, 0], np.diagonal(H), rtol=1e-10)
+
+
+def test_moment_of_some_rows_resembles_that_of_all():
+    X, _, _, y = problem(n=20_000, d=6)
+    rows = linear.SoftmaxRows(_backend.DEFAULT, y[:, None], 4)
+    objective = linear.LinearObjective(X, rows, X.dtype)
+    with linear.Team(objective) as team:
+        some, every = objective.moment(team, 4000), objective.moment(team)
+    assert some[6, 6] == every[6, 6] == 20_000
+    np.testing.assert_allclose(some, every, atol=0.1 * 20_000)
+    assert abs(some - every).max() > 0
+
+
 def test_sigmoid_rows_are_softmax_rows_of_two_classes():
     X, W, b, y = problem(k=2)
     v = np.linspace(0, 2, 37)
@@ -327,6 +369,41 @@ def test_compiled_pass_is_taken_where_blas_reads_x_in_place_and_answers_as_numpy
         np.testing.assert_allclose(loss, expected[0], rtol=1e-5 if dtype == "float32" else 1e-12)
         np.testing.assert_allclose(dW, expected[2], **tolerance(dtype))
         np.testing.assert_allclose(db, expected[3], **tolerance(dtype))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("k", [1, 2, 7, 8, 9, 16, 17, 31, 33, 63, 64, 65])
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray], ids=["rows", "columns"])
+def test_products_for_few_outputs(k, layout, dtype):
+    # Widths around one to four vectors of every instruction set, heights around the tiles and the blocks.
+    for n, d in ((1, 1), (3, 16), (33, 7), (530, 25), (1100, 130)):
+        X, W, b, y = problem(n=n, d=d, k=k, dtype=dtype, seed=k)
+        expected = whole(X, W, b, y, reduction="sum")
+        got = linear_cross_entropy_with_grad(layout(X), W, y, b, reduction="sum", backend="cpu")
+        scale = np.sqrt(n * d)
+        room = (2e-6 if dtype == "float32" else 4e-15) * scale
+        for a, e in zip(got, expected, strict=True):
+            np.testing.assert_allclose(
+                a, e, rtol=10 * room, atol=room * (1 + np.abs(e).max()), err_msg=f"{n} {d}"
+            )
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray], ids=["rows", "columns"])
+@pytest.mark.parametrize("d", [1, 3, 8, 17, 40, 300])
+def test_compiled_pass_for_one_logit_in_any_shape(d, layout, dtype):
+    for n in (1, 7, 16, 1300):
+        X, W, b, y = problem(n=n, d=d, k=2, dtype=dtype)
+        rows = linear.SigmoidRows(_backend.choose("cpu"), y.astype(dtype))
+        objective = linear.LinearObjective(layout(X), rows, X.dtype)
+        with linear.Team(objective) as team:
+            total, dW, db = objective.loss_grad(W[:, :1], b[:1], team)
+        z = X.astype(float) @ W[:, 0].astype(float) + float(b[0])
+        p = 1 / (1 + np.exp(-z))
+        room = (3e-6 if dtype == "float32" else 1e-14) * np.sqrt(n * d)
+        assert total == pytest.approx(np.logaddexp(0, z).sum() - z @ y, rel=room, abs=room)
+        np.testing.assert_allclose(dW[:, 0], X.T.astype(float) @ (p - y), atol=5 * room)
+        np.testing.assert_allclose(db[0], (p - y).sum(), atol=5 * room)
 
 
 @pytest.mark.compiled

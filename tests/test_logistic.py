@@ -1,6 +1,9 @@
 """LogisticRegression against scikit-learn, SciPy and its own promises about weights, labels, layouts and tails."""
 
+import io
 import pickle
+import signal
+import sys
 import warnings
 
 import numpy as np
@@ -10,11 +13,12 @@ from scipy import optimize, sparse, special
 from sklearn import linear_model
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, make_classification
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.fixes import parse_version
 
 from fastxent import SoftmaxCrossEntropy
+from fastxent._estimator import encode_labels
 from fastxent.logistic import LogisticRegression
 
 SOLVERS = ["lbfgs", "newton-cg", "newton-cholesky"]
@@ -484,7 +488,17 @@ def test_stopping_rule_is_the_gradient_of_the_objective():
         assert model.opt_result_.grad_max == pytest.approx(abs(gradient).max(), rel=1e-6)
 
 
-def test_keyboard_interrupt_keeps_the_partial_model(monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "lbfgs"},
+        {"solver": "newton-cg"},
+        {"solver": "newton-cholesky"},
+        {"C": 0.1, "l1_ratio": 1.0},
+    ],
+    ids=str,
+)
+def test_keyboard_interrupt_keeps_the_partial_model(options, monkeypatch):
     from fastxent._penalized import Problem
 
     X, y = small()
@@ -492,16 +506,28 @@ def test_keyboard_interrupt_keeps_the_partial_model(monkeypatch):
 
     def interrupted(self, w):
         calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
         return original(self, w)
 
     monkeypatch.setattr(Problem, "value_and_grad", interrupted)
     with pytest.warns(ConvergenceWarning, match="interrupted"):
-        model = exact(solver="lbfgs").fit(X, y)
+        model = exact(**options).fit(X, y)
     assert model.opt_result_.status == "interrupted"
+    assert model.n_iter_[0] >= 1
     assert model.coef_.any()
     assert model.score(X, y) > 0.4
+
+
+def test_warm_starts_along_a_path_of_c():
+    X, y = small(n=400, d=8)
+    path, iterations = exact(solver="lbfgs", warm_start=True, tol=1e-8), []
+    for C in (0.1, 0.2, 0.4):
+        cold = exact(solver="lbfgs", C=C, tol=1e-8).fit(X, y)
+        path.set_params(C=C).fit(X, y)
+        assert_same_model(path, cold, atol=1e-5)
+        iterations.append((path.n_iter_[0], cold.n_iter_[0]))
+    assert sum(warm for warm, _ in iterations[1:]) < sum(cold for _, cold in iterations[1:])
 
 
 @pytest.mark.parametrize("verbose", [1, 2])
@@ -511,6 +537,159 @@ def test_verbose(verbose, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + (model.n_iter_[0] if verbose == 2 else 0)
     assert "converged" in lines[-1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    "options", [{"solver": "lbfgs"}, {"solver": "newton-cholesky"}, {"l1_ratio": 1.0}], ids=str
+)
+def test_bar_on_a_terminal_and_nowhere_else(options, capsys, monkeypatch):
+    X, y = small()
+    LogisticRegression(verbose=1, **options).fit(X, y)
+    assert capsys.readouterr().err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    model = LogisticRegression(verbose=1, **options).fit(X, y)
+    *bars, wiped = terminal.getvalue().split("\r")[1:]
+    assert len(bars) == model.n_iter_[0]
+    assert "iteration 1," in bars[0]
+    assert bars[-1].count("#") == 30 > bars[0].count("#")
+    assert wiped == "\x1b[K"
+    terminal.truncate(0)
+    LogisticRegression(**options).fit(X, y)
+    assert terminal.getvalue() == ""
+
+
+# -------------------------------------------------------------------------------------------------- in streams
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"solver": "liblinear"}, {"l1_ratio": 0.5, "C": 0.3}, {"fit_intercept": False}], ids=str
+)
+@pytest.mark.parametrize("k", [2, 3])
+def test_first_partial_fit_is_fit(options, k):
+    X, y = small(k=k)
+    if k == 3 and "solver" in options:
+        pytest.skip("liblinear knows two classes")
+    v = np.arange(len(y)) % 3
+    stream = exact(tol=1e-8, **options).partial_fit(X, y, classes=range(k), sample_weight=v)
+    assert_same_model(stream, exact(tol=1e-8, **options).fit(X, y, v), atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("form", ["dense", "sparse", "many parameters"])
+def test_partial_fits_come_close_to_one_fit(k, form, monkeypatch):
+    from fastxent._penalized import ContinuedProblem
+
+    X, y = small(n=600, k=k)
+    form_of = sparse.csr_array if form == "sparse" else np.asarray
+    if form == "many parameters":
+        monkeypatch.setattr(ContinuedProblem, "MOST_PARAMETERS", 3)
+    whole, stream = exact().fit(X, y), LogisticRegression(tol=1e-6, max_iter=500)
+    for i in range(0, 600, 50):
+        stream.partial_fit(form_of(X[i : i + 50]), y[i : i + 50], range(k))
+    best, got = (penalized(m, X, y, 1.0, 0.0) for m in (whole, stream))
+    first = penalized(LogisticRegression().fit(X[:50], y[:50]), X, y, 1.0, 0.0)
+    # The matrix keeps all but a hundredth of what the first batch lacks, the diagonal all but a fifth.
+    assert got - best < (first - best) * (0.02 if form == "dense" else 0.2)
+
+
+def test_partial_fit_again_and_again_moves_by_the_weight_of_what_is_new():
+    X, y = small(k=2)
+    once = exact().partial_fit(X, y, [0, 1])
+    center = once.coef_.copy()
+    once.partial_fit(X[:1], y[:1], sample_weight=[0.5])
+    assert 0 < abs(once.coef_ - center).max() < 0.05
+    # Twice the rows count twice: half the penalty.
+    twice = exact().partial_fit(X, y, [0, 1]).partial_fit(X, y)
+    assert abs(twice.coef_).sum() > abs(center).sum()
+    assert_same_model(twice, exact(C=2.0).fit(X, y), atol=0.01)
+
+
+def test_partial_fit_of_rows_one_by_one_of_one_class_each():
+    X, y = small(n=60, k=3)
+    model = LogisticRegression()
+    for i in range(60):
+        model.partial_fit(X[i : i + 1], y[i : i + 1], [0, 1, 2] if i == 0 else None)
+    assert model.score(X, y) > exact().fit(X, y).score(X, y) - 0.1
+
+
+def test_partial_fit_with_l1_keeps_zeros():
+    X, y = small(n=600, d=8, k=2)
+    X[:, 5:] = np.random.default_rng(1).standard_normal((600, 3))
+    model = LogisticRegression(l1_ratio=1.0, C=0.02, tol=1e-6, max_iter=500)
+    for i in range(0, 600, 100):
+        model.partial_fit(X[i : i + 100], y[i : i + 100], [0, 1])
+    whole = exact(l1_ratio=1.0, C=0.02, tol=1e-8).fit(X, y)
+    np.testing.assert_allclose(model.coef_, whole.coef_, atol=0.1)
+    assert (model.coef_ == 0).any()
+
+
+def test_partial_fit_takes_soft_labels_and_strings():
+    X, y = small(k=3)
+    soft = exact().partial_fit(X, np.eye(3)[y])
+    assert_same_model(soft, exact().partial_fit(X, y, [0, 1, 2]), atol=1e-8)
+    soft.partial_fit(X, np.eye(3)[y])
+    names = np.array(["x", "y", "z"])
+    named = exact().partial_fit(X[y != 2], names[y[y != 2]], names)
+    assert named.classes_.tolist() == ["x", "y", "z"]
+    assert named.coef_.shape == (3, 5)
+
+
+def test_partial_fit_refuses():
+    X, y = small(k=2)
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        LogisticRegression().partial_fit(X, y)
+    model = LogisticRegression().partial_fit(X, y, [0, 1])
+    with pytest.raises(ValueError, match="those of the first call"):
+        model.partial_fit(X, y, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"y\[0\] is .*7"):
+        model.partial_fit(X, y + 7)
+    with pytest.raises(ValueError, match="features"):
+        model.partial_fit(X[:, :3], y)
+    with pytest.raises(ValueError, match="balanced"):
+        LogisticRegression(class_weight="balanced").partial_fit(X, y, [0, 1])
+    with pytest.raises(ValueError, match="loss"):
+        LogisticRegression(loss="gce").partial_fit(X, y, [0, 1])
+    with pytest.raises(ValueError, match="Negative"):
+        model.partial_fit(X, y, sample_weight=-np.ones(len(y)))
+    # fit forgets the stream
+    assert_same_model(model.fit(X, y).partial_fit(X, y), LogisticRegression().fit(X, y), atol=1e-3)
+
+
+# --------------------------------------------------------------------------------------------- as scikit-learn's
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize(
+    "options", [{}, {"l1_ratio": 1.0, "C": 0.1}, {"C": np.inf}, {"solver": "newton-cg"}], ids=str
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_to_sklearn(k, options):
+    X, y = small(k=k)
+    names = np.array(["a", "b", "c"])[y]
+    model = LogisticRegression(class_weight="balanced", num_threads=1, **options).fit(X, names)
+    theirs = model.to_sklearn()
+    assert type(theirs) is linear_model.LogisticRegression
+    np.testing.assert_array_equal(theirs.predict(X), model.predict(X))
+    np.testing.assert_allclose(theirs.predict_proba(X), model.predict_proba(X), rtol=1e-13)
+    np.testing.assert_array_equal(theirs.coef_, model.coef_)
+    theirs.coef_[...] = 0
+    assert model.coef_.any()
+    again = clone(model.to_sklearn()).set_params(max_iter=5000, tol=1e-8).fit(X, names)
+    np.testing.assert_allclose(again.predict_proba(X), model.predict_proba(X), atol=0.01)
+
+
+def test_to_sklearn_of_a_sparse_and_of_an_unfitted_model():
+    X, y = small()
+    model = LogisticRegression().fit(X, y).sparsify()
+    np.testing.assert_array_equal(model.to_sklearn().predict(X), model.predict(X))
+    with pytest.raises(NotFittedError):
+        LogisticRegression().to_sklearn()
 
 
 # ------------------------------------------------------------------------ parameters as scikit-learn has them
@@ -636,9 +815,14 @@ def test_callbacks_of_scikit_learn():
             return False
 
     X, y = small()
-    for solver in SOLVERS:
+    for options in (
+        *({"solver": solver} for solver in SOLVERS),
+        {},
+        {"solver": "sag"},
+        {"l1_ratio": 1.0, "C": 0.1},
+    ):
         stop = Stop()
-        model = exact(solver=solver).set_callbacks(stop).fit(X, y)
+        model = exact(**options).set_callbacks(stop).fit(X, y)
         assert model.n_iter_.tolist() == [3]
         assert model.opt_result_.status == "stopped"
         assert stop.scores[-1] == model.score(X, y)
@@ -657,3 +841,22 @@ def test_mnist(data_folder):
     model = LogisticRegression().fit(X, data["y_train"])
     assert model.opt_result_.converged
     assert model.score((data["x_test"].reshape(-1, 784) / 255).astype(np.float32), data["y_test"]) >= 0.92
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.array([3, -2, 3, 3, -2, 5, 5, 5, 5, 5]),
+        np.array([250, 7, 7, 250, 7, 7], np.uint8),
+        np.array([0, 0, 0, 1], np.int8),
+        np.array([10**12, 10**12 + 1] * 3),
+        np.array([1, 10**15] * 3),
+    ],
+    ids=lambda y: str(y.dtype),
+)
+def test_integer_labels_are_encoded_as_by_sorting(y):
+    classes, codes = encode_labels(y)
+    expected, inverse = np.unique(y, return_inverse=True)
+    np.testing.assert_array_equal(classes, expected)
+    np.testing.assert_array_equal(codes, inverse)
+    assert classes.dtype == y.dtype

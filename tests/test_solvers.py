@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import rosen, rosen_der, rosen_hess
 
-from fastxent.solvers import lbfgs, newton, newton_cg, owlqn
+from fastxent.solvers import _Pairs, lbfgs, newton, newton_cg, owlqn
 
 
 class Quadratic:
@@ -97,6 +97,28 @@ def test_the_three_agree_on_logistic_regression(name):
     reference = newton(f.value_and_grad, f.hessian, f.start, tol=1e-13)
     assert out.converged
     np.testing.assert_allclose(out.x, reference.x, atol=1e-8)
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_pairs_are_the_bfgs_updates_of_the_inverse(preconditioned):
+    rng = np.random.default_rng(0)
+    A = np.diag(rng.uniform(1, 5, 6)) + 0.1
+    inverse = np.diag(1 / np.diagonal(A)) if preconditioned else np.eye(6)
+    pairs = _Pairs(3, inverse.dot if preconditioned else None)
+    kept = []
+    for _ in range(5):
+        s = rng.standard_normal(6)
+        y = A @ s
+        pairs.learn(s, y)
+        kept = [*kept, (s, y)][-3:]
+        H = inverse * (s @ y) / (y @ inverse @ y)
+        for s, y in kept:  # Nocedal and Wright, (7.16)
+            V = np.eye(6) - np.outer(y, s) / (s @ y)
+            H = V.T @ H @ V + np.outer(s, s) / (s @ y)
+        g = rng.standard_normal(6)
+        np.testing.assert_allclose(pairs.inverse(g), H @ g, rtol=1e-10)
+    assert pairs.forget()
+    np.testing.assert_allclose(pairs.inverse(g), inverse @ g)
 
 
 def test_preconditioner_saves_iterations_and_keeps_the_solution():

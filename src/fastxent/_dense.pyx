@@ -28,6 +28,7 @@ ctypedef void (*gemm_fn)(char*, char*, int*, int*, int*, void*, void*, int*, voi
 
 cdef enum:
     FEW_BYTES = 1 << 18                      # of X in a block of few outputs: both products read it from the second-level cache
+    FEW_SUMS = 1 << 20                       # numbers of one thread's sums, rows padded to whole vectors
 
 cdef gemm_fn sgemm = NULL
 cdef gemm_fn dgemm = NULL
@@ -297,8 +298,8 @@ def linear_pass(
         call.temperature, call.scale = temperature, scale
     cdef int which = 0 if single else 1, lanes = kernels().lanes[which]
     # A sum over blocks of one's own needs room for float64: not where dW grows in place in float32.
-    p.few = p.K <= tall_most(lanes) and p.d > 0 and not (p.direct and single)
     p.width = tall_width(p.K, lanes)
+    p.few = p.K <= tall_most(lanes) and 0 < p.d * p.width <= FEW_SUMS and not (p.direct and single)
     p.few_rows = min(max(FEW_BYTES // (p.d * item) // 32 * 32, 32), block_rows)
     cdef int threads = <int>min(max(team_size(num_threads), 1), max(p.segments, 1))
     for s in range(p.segments):
