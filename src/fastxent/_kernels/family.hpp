@@ -31,6 +31,7 @@ template <class X> FX_INLINE X expm1_down(X x) {
   const X u = exp_down(x), one = X{} + 1., l = log_normal(u > 0x1p-60 ? u : one), near = (u - 1.) * (x / l);
   return u == 1. ? x : u > 0x1p-60 ? near : u != u ? u : -one;
 }
+FX_INLINE float root(float x) { return __builtin_sqrtf(x); }
 FX_INLINE double root(double x) { return __builtin_sqrt(x); }
 FX_INLINE D root(D x) { for (int i = 0; i < ND; i++) x[i] = __builtin_sqrt(x[i]); return x; }
 // q^gamma, 0 <= q <= 1 and gamma > 0: by products and a root for multiples of 1/2 up to 8

@@ -268,8 +268,6 @@ template <class T> static void bias_gradient(const Network* net, int l, T* g) {
 
 // The optimizer -----------------------------------------------------------------------------------------------------------
 
-FX_INLINE float root(float x) { return __builtin_sqrtf(x); }
-FX_INLINE double root(double x) { return __builtin_sqrt(x); }
 
 // Sum of the squares of g + shrink w, which replaces g
 template <class T> static double penalize(ptrdiff_t n, T shrink, const T* w, T* g) {

@@ -63,7 +63,7 @@ struct Shard {
 };
 
 // Region losses: (regions, outer, classes, inner).
-enum Activation { SIGMOID = 0, SOFTMAX = 1, PROBABILITY = 2 };
+enum Chance { SIGMOID = 0, SOFTMAX = 1, PROBABILITY = 2 };   // how values become probabilities
 struct Box { Matrix at; ptrdiff_t region; };   // region: stride of the first axis
 struct Region {
   int storage, activation, soft_labels, per_class;

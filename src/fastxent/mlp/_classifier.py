@@ -257,7 +257,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
     }
 
     _saved = ("_multilabel",)
-    _optimizer = _dropout_rng = None  # where `load` has brought the weights
+    _optimizer = _dropout = None  # where `load` has brought the weights
 
     def __init__(
         self,
