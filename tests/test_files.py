@@ -508,3 +508,13 @@ def test_concurrent_saves_leave_one_of_them(tmp_path):
             job.result()
     assert fx.load(path).C in range(1, 9)
     assert os.listdir(tmp_path) == ["m.npz"]
+
+
+def test_training_goes_on_after_load(tmp_path):
+    """From the loaded weights; what training alone needs (a momentum) starts anew."""
+    X, y = load_iris(return_X_y=True)
+    model = fx.MLPClassifier((5,), dropout=0.1, random_state=0).partial_fit(X, y, classes=[0, 1, 2])
+    model.save(tmp_path / "model.npz")
+    again = fx.load(tmp_path / "model.npz").partial_fit(X, y)
+    moved = np.abs(again.coefs_[0] - model.coefs_[0])
+    assert 0 < moved.max() < 0.01  # one step of Adam

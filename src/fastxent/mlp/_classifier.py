@@ -258,6 +258,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
 
     _saved = ("_multilabel",)
     _optimizer = _dropout = None  # where `load` has brought the weights
+    _no_improvement_count = 0
 
     def __init__(
         self,
