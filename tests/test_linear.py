@@ -275,9 +275,9 @@ def test_hessian_of_plain_cross_entropy_by_factors_is_that_by_products(monkeypat
             diagonal = objective.curvature(W, b, team)
             with monkeypatch.context() as patch:
                 patch.setattr(linear.SoftmaxRows, "factored", False)
-                expected = objective.hessian(W, b, team)
+                expected, expected_without = objective.hessian(W, b, team), objective.hessian(W, None, team)
         np.testing.assert_allclose(H, expected, rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(without, expected[:12, :12], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(without, expected_without, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(diagonal.ravel(), np.diagonal(expected), rtol=1e-9)
 
 
@@ -376,7 +376,7 @@ def test_compiled_pass_is_taken_where_blas_reads_x_in_place_and_answers_as_numpy
 @pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray], ids=["rows", "columns"])
 def test_products_for_few_outputs(k, layout, dtype):
     # Widths around one to four vectors of every instruction set, heights around the tiles and the blocks.
-    for n, d in ((1, 1), (3, 16), (33, 7), (530, 25), (1100, 130)):
+    for n, d in ((1, 1), (3, 16), (33, 7), (530, 25)):
         X, W, b, y = problem(n=n, d=d, k=k, dtype=dtype, seed=k)
         expected = whole(X, W, b, y, reduction="sum")
         got = linear_cross_entropy_with_grad(layout(X), W, y, b, reduction="sum", backend="cpu")
