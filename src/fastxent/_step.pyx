@@ -39,6 +39,9 @@ cnp.import_array()
 
 # Operations of a step below which one thread makes it alone: some 20 us, in which a crew would meet half a dozen times.
 cdef double ALONE = 1.5e6
+# On a busy machine a crew waits for whoever has lost its core: 0.7 ms per step alone and 1.5 to 3 together.  So every so
+# many calls both ways are tried, the crew's first, and in between the faster one is taken; the bits are the same.
+cdef int TRIAL = 32
 # Numbers of a layer's gradient that are computed, then used at once: with moments and weights they stay in a 1 MiB cache.
 cdef Py_ssize_t BAND = 16384
 # Bands begin at multiples of the widest panel.
@@ -334,7 +337,8 @@ cdef class Step:
     cdef list kept
     cdef object objective, targets, weights, error
     cdef cnp.ndarray order
-    cdef int threads
+    cdef int threads, calls
+    cdef double rates[2]                     # rows per second, alone and together, when last tried
     cdef readonly int64_t t                  # steps that the optimizer has made
     cdef readonly uint64_t drawn             # numbers of the dropout's stream that are used up
 
@@ -513,23 +517,28 @@ cdef class Step:
         """
         cdef Plan* p = &self.p
         cdef Crew* crew = NULL
+        cdef int turn = self.calls % TRIAL
+        cdef bint together = self.threads > 1 and (turn == 0 or (turn > 1 and self.rates[1] >= self.rates[0]))
+        cdef double began = seconds_now()
         self.order = order
         p.order, p.n, p.start = <const Py_ssize_t*>cnp.PyArray_DATA(order), cnp.PyArray_DIM(order, 0), start
         p.rate, p.t, p.drawn = learning_rate, self.t, self.drawn
         p.steps = 0
         p.total = p.mass = p.last = 0
         p.failed = False
-        p.deadline = seconds_now() + seconds
+        p.deadline = began + (seconds / 4 if self.threads > 1 and turn == 1 else seconds)
         try:
-            if self.threads == 1:
-                with nogil: drive(p)
-            else:
+            if together:
                 p.crew = crew = new Crew(one_item, p)
                 over_blocks(member, p, self.threads, self.threads)
+            else:
+                with nogil: drive(p)
         finally:
             p.crew = NULL
             del crew
             self.t, self.drawn = p.t, p.drawn
+            self.rates[together] = (p.start - start) / (seconds_now() - began)
+            self.calls += 1
         if self.error is not None:
             error, self.error = self.error, None
             raise error
