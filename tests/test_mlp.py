@@ -350,10 +350,11 @@ def test_mnist_98_percent_after_20_epochs(mnist):
 def test_generalized_cross_entropy_learns_through_flipped_labels(mnist):
     """40 % of the labels replaced by another class (Zhang and Sabuncu, 2018): cross-entropy learns them by heart."""
     X, X_test, y, y_test = mnist
+    X, y = X[:10_000], y[:10_000]
     rng = np.random.default_rng(0)
     flipped = np.where(rng.random(len(y)) < 0.4, (y + rng.integers(1, 10, len(y))) % 10, y)
     scores = {
-        loss: MLPClassifier((256,), loss=loss, batch_size=128, max_iter=10, random_state=0)
+        loss: MLPClassifier((256,), loss=loss, batch_size=128, max_iter=30, random_state=0)
         .fit(X, flipped)
         .score(X_test, y_test)
         for loss in ("cross_entropy", "gce")
