@@ -1,0 +1,512 @@
+"""From buffers to launches: which kernel, what grid, compiled once for each combination of types and constants.
+
+Everything is queued on the caller's stream and nothing here waits for the device. Kernels take addresses, not arrays:
+an array argument costs the host several microseconds, an address one.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+from numba import cuda, types
+
+from . import careful, elements, rows, softmax, totals
+from .storage import STORAGES
+from .teams import BLOCK
+
+__all__ = [
+    "SIZES",
+    "Buffer",
+    "Context",
+    "Plan",
+    "Sizes",
+    "combine",
+    "element_plan",
+    "plan",
+    "run",
+    "sigmoid",
+    "softmax_launch",
+    "totals_launch",
+    "weight_total",
+]
+
+
+class Buffer(NamedTuple):
+    """Memory of the device: what a kernel is given, its address, shape, strides in elements and dtype's name."""
+
+    pointer: object
+    address: int
+    shape: tuple
+    strides: tuple
+    dtype: str
+    owner: object  # keeps the memory alive
+
+    @property
+    def size(self):
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Context(NamedTuple):
+    """Where work is queued and where scratch memory comes from: `empty(shape, dtype name)` -> Buffer."""
+
+    stream: object
+    empty: object
+
+
+class Sizes(NamedTuple):
+    """Threads and elements of the launches."""
+
+    tile: int = 256  # rows, and threads, of a tile
+    lanes: tuple = (8, 16, 32)
+    neighbours: int = 256  # threads of a block of rows that lanes share
+    blocks: tuple = (64, 128, 256, 512, 1024)
+    stream: int = 512
+    chunk: int = softmax.CHUNK  # a multiple of chunk_threads vectors, so that a lane keeps its place in every chunk
+    chunk_threads: int = 256
+    few_rows: int = 132  # fewer rows than this leave multiprocessors idle
+    totals: int = 512
+    most_blocks: int = 4096
+
+
+SIZES = Sizes()
+TILE_CLASSES = 32
+# Not given: no kernel reads it, a bit of its flags says so.
+NULL = 0
+
+LABELS = {
+    "bool": types.uint8,
+    "uint8": types.uint8,
+    "int8": types.int8,
+    "uint16": types.uint16,
+    "int16": types.int16,
+    "uint32": types.uint32,
+    "int32": types.int32,
+    "uint64": types.int64,  # beyond 2^63 negative, and so no class either
+    "int64": types.int64,
+}
+
+
+class Plan(NamedTuple):
+    """A kernel of `softmax`: its name, 16-byte vectors of a thread, lanes of a row, threads of a block, grid."""
+
+    regime: str
+    vectors: int
+    lanes: int
+    threads: int
+    grid: object
+    partials: int
+
+
+def plan(dtype, n_rows, n_classes, packed):
+    """The kernel for rows in one piece; `packed` if they follow one another without a gap from a 16-byte boundary.
+
+    Raises
+    ------
+    KeyError
+        A dtype that has no 16-byte vectors.
+    """
+    per_vector = STORAGES[dtype].per_vector
+    if packed and n_classes <= TILE_CLASSES:
+        tiles = -(-n_rows // SIZES.tile)
+        return Plan("tile", 1, 1, SIZES.tile, tiles, tiles)
+    vectors = n_classes // per_vector
+    if n_rows < SIZES.few_rows and n_classes >= 4 * SIZES.chunk:
+        chunks = -(-n_classes // SIZES.chunk)
+        return Plan("split", 1, BLOCK, SIZES.chunk_threads, (chunks, n_rows), n_rows)
+    for lanes in SIZES.lanes:
+        most = (1, 2) if lanes < SIZES.lanes[-1] else (1, 2, 4, 8) if dtype == "float32" else (1, 2, 4)
+        for each in most:
+            if vectors <= lanes * each:
+                teams = SIZES.neighbours // lanes
+                grid = min(-(-n_rows // teams), SIZES.most_blocks)
+                return Plan("resident", each, lanes, SIZES.neighbours, grid, grid * teams)
+    for threads in SIZES.blocks:
+        if vectors <= 4 * threads:
+            return Plan("resident", 4, BLOCK, threads, n_rows, n_rows)
+    return Plan("stream", softmax.UNROLL, BLOCK, SIZES.stream, n_rows, n_rows)
+
+
+# ------------------------------------------------------------------------------------------------------- compile, launch
+
+
+@functools.cache
+def compiled(make, arguments, signature, threads):
+    """The kernel `make(*arguments)` for argument types; STORAGES go by name so that the key hashes."""
+    arguments = tuple(STORAGES.get(a, a) if isinstance(a, str) else a for a in arguments)
+    return cuda.jit(signature, launch_bounds=(threads,))(make(*arguments))
+
+
+def run(make, arguments, signature, grid, threads, stream, values):
+    """Queue one launch."""
+    compiled(make, arguments, signature, threads)[grid, threads, stream](*values)
+
+
+def pointer_to(kind):
+    """Type of an address."""
+    return types.CPointer(kind)
+
+
+F32, F64, I32, I64 = types.float32, types.float64, types.int32, types.int64
+
+
+@functools.cache
+def real_of(dtype):
+    """Numba's type of the arithmetic of a dtype."""
+    return F64 if dtype == "float64" else F32
+
+
+def element_of(dtype):
+    """Numba's type of what an address of a dtype points to."""
+    return types.float64 if dtype == "float64" else types.float32 if dtype == "float32" else types.uint16
+
+
+@functools.cache
+def _row_signature(dtype, label):
+    x, f = pointer_to(element_of(dtype)), pointer_to(F32)
+    pointers = (x, x, pointer_to(LABELS[label]), f, f, f, f, pointer_to(F64), pointer_to(I64), pointer_to(F64))
+    scalars = (I64, I32, I64, I64, I32, I64, I64, I32, F32, F32, F32, I32, F32, F32, F32, F32, F32)
+    return pointers + scalars
+
+
+@functools.cache
+def _split_signature(dtype, label):
+    base = _row_signature(dtype, label)
+    return (*base[:10], pointer_to(F32), *base[10:], F32)
+
+
+@functools.cache
+def _partial_signature(dtype, label):
+    x = pointer_to(element_of(dtype))
+    return (x, pointer_to(LABELS[label]), pointer_to(F32), I32, I64, I32, F32)
+
+
+@functools.cache
+def _careful_signature(dtype, target):
+    x, f, real = pointer_to(element_of(dtype)), pointer_to(real_of(dtype)), real_of(dtype)
+    given = pointer_to(LABELS[target] if target in LABELS else real)
+    pointers = (x, x, given, f, f, f, f, f, pointer_to(F64), pointer_to(I64), pointer_to(F64))
+    return (
+        *pointers,
+        *(I64, I64, I64),
+        *(I64,) * 11,
+        *(I64, I32),
+        *(real, real, I32, real, real, real, real),
+    )
+
+
+def _pointer(buffer):
+    return NULL if buffer is None else buffer.pointer
+
+
+def _flags(pairs):
+    return sum(bit for bit, given in pairs if given)
+
+
+# -------------------------------------------------------------------------------------------------------------- softmax
+
+
+def softmax_launch(
+    context,
+    logits,
+    targets,
+    sample_weight,
+    class_weight,
+    logit_bias,
+    label_smoothing,
+    exclude_target,
+    ignore_index,
+    z_loss,
+    temperature,
+    scale,
+    denominator,
+    loss_out,
+    lse_out,
+    grad_out,
+    bad_out,
+    family="cross_entropy",
+    a=0.0,
+    b=0.0,
+    lse=None,
+):
+    """Queue the kernels of `_core_numpy.softmax_rows`; partial sums of the losses, None with a given `lse`.
+
+    logits, grad_out: (outer, classes, inner) with any strides; targets: labels (outer, inner) or, in the arithmetic's
+    dtype, (outer, classes, inner); loss_out and lse_out contiguous. `denominator`: a float64 that an earlier launch
+    left, by which `scale` is divided. `bad_out`: an int64, raised to n_rows - i for a bad row i. A given `lse` saves
+    the sums of a plain cross-entropy; its rounding goes into the gradient.
+    """
+    outer, n_classes, inner = logits.shape
+    n_rows = outer * inner
+    soft = len(targets.shape) == 3
+    grad = grad_out is not None
+    ignore = 0 if ignore_index is None else int(ignore_index)
+    common = (
+        (rows.WEIGHT, sample_weight is not None),
+        (rows.CLASS_WEIGHT, class_weight is not None),
+        (rows.LOSS, loss_out is not None),
+        (rows.LSE, lse_out is not None),
+        (rows.IGNORE, ignore_index is not None),
+        (rows.DENOMINATOR, denominator is not None),
+        (rows.BAD, bad_out is not None),
+        (rows.BIAS, logit_bias is not None),
+        (rows.EXCLUDE, exclude_target),
+    )
+    flags = _flags(common)
+    number = rows.FAMILIES[family]
+    plain = not soft and logit_bias is None and inner == 1 and logits.dtype != "float64"
+    smooth = label_smoothing != 0
+    if smooth and (class_weight is not None or number != 0):
+        plain = False
+    if plain and _in_pieces(logits, grad_out):
+        plain = False
+    if not plain:
+        return _careful(
+            context, logits, targets, sample_weight, class_weight, logit_bias, label_smoothing, ignore, flags,
+            z_loss, temperature, scale, denominator, loss_out, lse_out, grad_out, bad_out, number, a, b,
+        )  # fmt: skip
+    dtype, label = logits.dtype, targets.dtype
+    storage = STORAGES[dtype]
+    itemsize = storage.itemsize
+    x_step = logits.strides[0]
+    g_step = grad_out.strides[0] if grad else x_step
+    packed = x_step == n_classes == g_step and logits.address % 16 == 0
+    packed = packed and not (grad and grad_out.address % 16)
+    it = plan(dtype, n_rows, n_classes, packed)
+    if lse is not None and number == 0:
+        chunks = -(-n_classes // SIZES.chunk)
+        it = Plan("saved", 1, BLOCK, SIZES.chunk_threads, (chunks, n_rows), 1)
+    lead = logits.address // itemsize % storage.per_vector
+    off = 0.0
+    if smooth:
+        off = label_smoothing / (max(n_classes - 1, 1) if exclude_target else n_classes)
+        off *= not (exclude_target and n_classes == 1)
+    on = 1.0 - label_smoothing + (0.0 if exclude_target else off)
+    base2 = math.log2(math.e) / temperature
+    partials = context.empty((it.partials,), "float64")
+    y = targets.strides[0]
+    if y != 1 and n_rows > 1:
+        raise ValueError(f"labels must follow one another, got a stride of {y}")
+    head = (logits, grad_out, targets, sample_weight, class_weight, loss_out, lse_out, partials, bad_out, denominator)
+    head = tuple(map(_pointer, head))
+    w_step = 0 if sample_weight is None else sample_weight.strides[0]
+    tail = (
+        n_rows, n_classes, x_step, g_step, lead, w_step, ignore, flags,
+        1.0 / temperature, base2, z_loss, number, a, b, on, off, scale / temperature,
+    )  # fmt: skip
+    if n_rows == 0:
+        return None if lse is not None else context.empty((0,), "float64")
+    signature = _row_signature(dtype, label)
+    queue = (it.grid, it.threads, context.stream)
+    if it.regime == "tile":
+        run(softmax.tile_kernel, (dtype, n_classes, grad, SIZES.tile), signature, *queue, head + tail)
+    elif it.regime == "resident":
+        run(softmax.resident_kernel, (dtype, it.vectors, it.lanes, grad), signature, *queue, head + tail)
+    elif it.regime == "stream":
+        run(softmax.stream_kernel, (dtype, smooth, grad), signature, *queue, head + tail)
+    else:
+        saved = it.regime == "saved"
+        states = lse
+        if not saved:
+            states = context.empty((it.grid[0] * n_rows * 4,), "float32")
+            values = (head[0], head[2], states.pointer, n_classes, x_step, lead, base2)
+            arguments = (dtype, smooth, SIZES.chunk)
+            run(softmax.partial_kernel, arguments, _partial_signature(dtype, label), *queue, values)
+        grid = it.grid if grad else (1, n_rows)
+        if grad or not saved:
+            chunks = it.grid[0]
+            values = (*head, states.pointer, *tail, temperature, chunks)
+            arguments = (dtype, saved, grad, SIZES.chunk)
+            signature = (*_split_signature(dtype, label), I32)
+            run(softmax.split_kernel, arguments, signature, grid, it.threads, context.stream, values)
+    return None if lse is not None and number == 0 else partials
+
+
+def _in_pieces(logits, grad):
+    """Whether a row's elements are apart, or the 16-byte boundaries of logits and gradient differ."""
+    n_rows, n_classes, _ = logits.shape
+    per_vector = STORAGES[logits.dtype].per_vector
+    for buffer in (logits,) if grad is None else (logits, grad):
+        if n_classes > 1 and buffer.strides[1] != 1:
+            return True
+    if n_classes >= 1 << 30:
+        return True
+    if grad is None:
+        return False
+    itemsize = STORAGES[logits.dtype].itemsize
+    if (logits.address - grad.address) // itemsize % per_vector:
+        return True
+    return n_rows > 1 and (logits.strides[0] - grad.strides[0]) % per_vector != 0
+
+
+def _careful(
+    context, logits, targets, sample_weight, class_weight, logit_bias, label_smoothing, ignore, flags,
+    z_loss, temperature, scale, denominator, loss_out, lse_out, grad_out, bad_out, number, a, b,
+):  # fmt: skip
+    outer, n_classes, inner = logits.shape
+    n_rows = outer * inner
+    soft = len(targets.shape) == 3
+    lanes, threads = team_of(n_classes, inner)
+    teams = 1 if lanes == BLOCK else threads // lanes
+    grid = min(-(-n_rows // teams), SIZES.most_blocks)
+    partials = context.empty((grid * teams,), "float64")
+    if n_rows == 0:
+        return partials
+    t_strides = targets.strides if soft else (targets.strides[0], 0, targets.strides[1])
+    values = (
+        *map(_pointer, (logits, grad_out, targets, sample_weight, class_weight, logit_bias, loss_out, lse_out)),
+        *map(_pointer, (partials, bad_out, denominator)),
+        n_rows, n_classes, inner,
+        *logits.strides, *(logits.strides if grad_out is None else grad_out.strides), *t_strides,
+        *((0, 0) if sample_weight is None else sample_weight.strides),
+        ignore, flags, 1.0 / temperature, z_loss, number, a, b, label_smoothing, scale / temperature,
+    )  # fmt: skip
+    arguments = (logits.dtype, lanes, soft, grad_out is not None)
+    signature = _careful_signature(logits.dtype, targets.dtype)
+    run(careful.careful_kernel, arguments, signature, grid, threads, context.stream, values)
+    return partials
+
+
+def team_of(n_classes, inner):
+    """Lanes that share a row of the careful kernel, and threads of a block."""
+    if inner > 1 or n_classes < 8:
+        return 1, SIZES.neighbours
+    if n_classes <= 1024:
+        return SIZES.lanes[-1], SIZES.neighbours
+    return BLOCK, SIZES.neighbours
+
+
+def totals_launch(context, targets, sample_weight, class_weight, n_classes, ignore_index, bad_out):
+    """Queue the sum of v_i sum_k w_k t_ik (of 1 without weights) over rows that are not ignored; a float64."""
+    outer, inner = targets.shape[0], targets.shape[-1]
+    n_rows = outer * inner
+    soft = len(targets.shape) == 3
+    total = context.empty((1,), "float64")
+    per_block = SIZES.totals // 32 if soft else SIZES.totals * 8
+    grid = max(1, min(-(-n_rows // per_block), 256))
+    partials = total if grid == 1 else context.empty((grid,), "float64")
+    flags = _flags(
+        (
+            (rows.WEIGHT, sample_weight is not None),
+            (rows.CLASS_WEIGHT, class_weight is not None),
+            (rows.IGNORE, ignore_index is not None),
+            (rows.BAD, bad_out is not None),
+        )
+    )
+    w_strides = (0, 0) if sample_weight is None else sample_weight.strides
+    pointers = tuple(map(_pointer, (targets, sample_weight, class_weight, partials, bad_out)))
+    numbers = (n_rows, n_classes, inner, *targets.strides, *w_strides)
+    given = sample_weight if sample_weight is not None else class_weight
+    real = pointer_to(F32 if given is None else real_of(given.dtype))
+    kind = pointer_to(real_of(targets.dtype) if soft else LABELS[targets.dtype])
+    signature = (kind, real, real, pointer_to(F64), pointer_to(I64))
+    queue = (grid, SIZES.totals, context.stream)
+    if soft:
+        values = (*pointers, *numbers, flags)
+        run(totals.soft_totals_kernel, (), (*signature, *(I64,) * 8, I32), *queue, values)
+    else:
+        values = (*pointers, *numbers, 0 if ignore_index is None else int(ignore_index), flags)
+        run(totals.label_totals_kernel, (), (*signature, *(I64,) * 8, I32), *queue, values)
+    if grid > 1:
+        combine(context, partials, total, 1.0, None, 0.0)
+    return total
+
+
+def combine(context, partials, out, factor, denominator, empty):
+    """Queue out[0] = factor times the sum of the partial sums, over the denominator if there is one (`empty` if 0)."""
+    real = F64 if out.dtype == "float64" else F32
+    signature = (pointer_to(F64), pointer_to(real), pointer_to(F64), I64, F64, types.boolean, F64)
+    values = (
+        partials.pointer, out.pointer, _pointer(denominator),
+        partials.shape[0], float(factor), denominator is not None, float(empty),
+    )  # fmt: skip
+    run(totals.combine_kernel, (real,), signature, 1, SIZES.totals, context.stream, values)
+
+
+# -------------------------------------------------------------------------------------------------------------- sigmoid
+
+
+def element_plan(logits, targets, grad):
+    """Whether all elements lie in one piece on common 16-byte boundaries, and how many come before the first."""
+    storage = STORAGES[logits.dtype]
+    if storage.per_vector == 0:
+        return False, 0
+    for buffer in (logits, targets) if grad is None else (logits, targets, grad):
+        n_rows, n_columns = buffer.shape
+        if (n_columns > 1 and buffer.strides[1] != 1) or (n_rows > 1 and buffer.strides[0] != n_columns):
+            return False, 0
+    head = -(logits.address // storage.itemsize) % storage.per_vector
+    if grad is not None and (logits.address - grad.address) % 16:
+        return False, 0
+    target = STORAGES[targets.dtype]
+    if target.per_vector and (targets.address + head * target.itemsize) % 16:
+        return False, 0
+    return True, min(head, logits.size)
+
+
+def sigmoid(
+    context, logits, targets, sample_weight, pos_weight, label_smoothing, scale, denominator,
+    loss_out, grad_out, bad_out, family="cross_entropy", a=0.0, b=0.0, c=0.0,
+):  # fmt: skip
+    """Queue the kernel of `_core_numpy.sigmoid_elements` over two axes; partial sums of the losses."""
+    n_rows, n_columns = logits.shape
+    n = n_rows * n_columns
+    grad = grad_out is not None
+    number = elements.ELEMENT_FAMILIES[family]
+    flags = _flags(
+        (
+            (rows.WEIGHT, sample_weight is not None),
+            (rows.POSITIVE, pos_weight is not None),
+            (rows.LOSS, loss_out is not None),
+            (rows.DENOMINATOR, denominator is not None),
+            (rows.BAD, bad_out is not None),
+        )
+    )
+    real = real_of(logits.dtype)
+    x, y, f = pointer_to(element_of(logits.dtype)), pointer_to(STORAGES[targets.dtype].element), pointer_to(real)
+    options = (label_smoothing, number, a, b, c, scale)
+    kinds = (real, I32, real, real, real, real)
+    plain = sample_weight is None and pos_weight is None and denominator is None
+    flat, head = element_plan(logits, targets, grad_out) if plain else (False, 0)
+    threads = SIZES.neighbours
+    if n == 0:
+        return context.empty((0,), "float64")
+    if flat:
+        per_block = threads * STORAGES[logits.dtype].per_vector * 4
+        grid = min(-(-n // per_block), SIZES.most_blocks)
+        partials = context.empty((grid,), "float64")
+        signature = (x, x, y, f, pointer_to(F64), pointer_to(I64), I64, I64, I32, *kinds)
+        given = (logits, grad_out, targets, loss_out, partials, bad_out)
+        values = (*map(_pointer, given), n, head, flags, *options)
+        arguments = (logits.dtype, targets.dtype, grad)
+        run(elements.flat_kernel, arguments, signature, grid, threads, context.stream, values)
+        return partials
+    grid = (min(-(-n_columns // threads), SIZES.most_blocks), min(n_rows, 1024))
+    partials = context.empty((grid[0] * grid[1],), "float64")
+    signature = (
+        x, x, y, f, f, f, pointer_to(F64), pointer_to(I64), pointer_to(F64), I64, I64, *(I64,) * 10, I32, *kinds,
+    )  # fmt: skip
+    given = (logits, grad_out, targets, sample_weight, pos_weight, loss_out, partials, bad_out, denominator)
+    strides = [(0, 0) if each is None else each.strides for each in (sample_weight, pos_weight)]
+    values = (
+        *map(_pointer, given), n_rows, n_columns,
+        *logits.strides, *(logits if grad_out is None else grad_out).strides, *targets.strides,
+        *strides[0], *strides[1], flags, *options,
+    )  # fmt: skip
+    arguments = (logits.dtype, targets.dtype, grad)
+    run(elements.strided_kernel, arguments, signature, grid, threads, context.stream, values)
+    return partials
+
+
+def weight_total(context, weight):
+    """Queue the sum of weights over two axes; a float64."""
+    n_rows, n_columns = weight.shape
+    threads = SIZES.neighbours
+    grid = (max(1, min(-(-n_columns // threads), 16)), max(1, min(n_rows, 64)))
+    partials = context.empty((grid[0] * grid[1],), "float64")
+    signature = (pointer_to(real_of(weight.dtype)), pointer_to(F64), *(I64,) * 4)
+    values = (weight.pointer, partials.pointer, n_rows, n_columns, *weight.strides)
+    run(totals.weight_totals_kernel, (), signature, grid, threads, context.stream, values)
+    total = context.empty((1,), "float64")
+    combine(context, partials, total, 1.0, None, 0.0)
+    return total

@@ -1,0 +1,129 @@
+"""Sums over rows in a fixed order: the denominators that a gradient needs first, and the loss from its partial sums.
+
+No floating-point atomics anywhere, and grids that follow from the shape alone: the same bits in every run.
+"""
+
+from numba import cuda, float64, int64, uint32
+
+from . import intrinsics as on
+from .rows import BAD, CLASS_WEIGHT, IGNORE, WEIGHT
+from .teams import BLOCK, team
+
+__all__ = ["combine_kernel", "label_totals_kernel", "soft_totals_kernel", "weight_totals_kernel"]
+
+FULL = 0xFFFFFFFF
+
+
+def label_totals_kernel():
+    """Weight v w_y, or 1, of the rows that are not ignored: a partial sum per block."""
+    group_sum = team(BLOCK).sum
+
+    def kernel(T, W, CW, PART, BAD_ROW, n_rows, n_classes, n_inner, t_outer, t_inner, w_outer, w_inner, ignore, flags):
+        shared = cuda.shared.array(32, float64)
+        total = float64(0)
+        row = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        while row < n_rows:
+            outer = row
+            inner = int64(0)
+            if n_inner > 1:
+                outer = int64(uint32(row) // uint32(n_inner))
+                inner = row - outer * n_inner
+            y = int64(T[outer * t_outer + inner * t_inner])
+            if not (flags & IGNORE and y == ignore):
+                inside = y >= 0 and y < n_classes
+                if flags & BAD and not inside:
+                    on.raise_to(BAD_ROW, n_rows - row)
+                value = float64(1)
+                if flags & WEIGHT:
+                    value = float64(W[outer * w_outer + inner * w_inner])
+                if flags & CLASS_WEIGHT and value != float64(0):
+                    value *= float64(CW[y]) if inside else float64(CW[0])
+                total += value
+            row += int64(cuda.gridDim.x) * cuda.blockDim.x
+        total = group_sum(total, float64(0), shared, uint32(FULL))
+        if cuda.threadIdx.x == 0:
+            PART[cuda.blockIdx.x] = total
+
+    return kernel
+
+
+def soft_totals_kernel():
+    """Weight v sum_k w_k t_k of rows of soft targets, a warp to a row: a partial sum per block."""
+    lanes_sum, group_sum = team(32).sum, team(BLOCK).sum
+
+    def kernel(
+        T, W, CW, PART, BAD_ROW, n_rows, n_classes, n_inner, t_outer, t_step, t_inner, w_outer, w_inner, flags,
+    ):  # fmt: skip
+        shared = cuda.shared.array(32, float64)
+        lane = int64(cuda.threadIdx.x) & 31
+        total = float64(0)
+        row = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) >> 5
+        while row < n_rows:
+            outer = row
+            inner = int64(0)
+            if n_inner > 1:
+                outer = int64(uint32(row) // uint32(n_inner))
+                inner = row - outer * n_inner
+            mass = float64(0)
+            k = lane
+            while k < n_classes:
+                t = float64(T[outer * t_outer + inner * t_inner + k * t_step])
+                if flags & BAD and not t >= float64(0):
+                    on.raise_to(BAD_ROW, n_rows - row)
+                if flags & CLASS_WEIGHT:
+                    t *= float64(CW[k])
+                mass += t
+                k += 32
+            mass = lanes_sum(mass, float64(0), shared, uint32(FULL))
+            value = float64(1)
+            if flags & WEIGHT:
+                value = float64(W[outer * w_outer + inner * w_inner])
+            if lane == 0 and value != float64(0):
+                total += mass * value
+            row += int64(cuda.gridDim.x) * cuda.blockDim.x >> 5
+        total = group_sum(total, float64(0), shared, uint32(FULL))
+        if cuda.threadIdx.x == 0:
+            PART[cuda.blockIdx.x] = total
+
+    return kernel
+
+
+def weight_totals_kernel():
+    """Sum of weights over two axes with any strides: a partial sum per block."""
+    group_sum = team(BLOCK).sum
+
+    def kernel(W, PART, n_rows, n_columns, w_row, w_column):
+        shared = cuda.shared.array(32, float64)
+        total = float64(0)
+        row = int64(cuda.blockIdx.y)
+        while row < n_rows:
+            column = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+            while column < n_columns:
+                total += float64(W[row * w_row + column * w_column])
+                column += int64(cuda.gridDim.x) * cuda.blockDim.x
+            row += cuda.gridDim.y
+        total = group_sum(total, float64(0), shared, uint32(FULL))
+        if cuda.threadIdx.x == 0:
+            PART[int64(cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x] = total
+
+    return kernel
+
+
+def combine_kernel(real):
+    """One block: OUT = factor * sum of the partial sums, over the denominator in DEN if `divide`; `empty` over 0."""
+    group_sum = team(BLOCK).sum
+
+    def kernel(PART, OUT, DEN, n, factor, divide, empty):
+        shared = cuda.shared.array(32, float64)
+        total = float64(0)
+        i = int64(cuda.threadIdx.x)
+        while i < n:
+            total += PART[i]
+            i += cuda.blockDim.x
+        total = group_sum(total, float64(0), shared, uint32(FULL)) * factor
+        if cuda.threadIdx.x == 0:
+            if divide:
+                total = total / DEN[0] if DEN[0] != float64(0) else empty
+            OUT[0] = real(total)
+
+    return kernel
