@@ -31,7 +31,7 @@ def choose(name):
     ValueError
         Unknown name.
     ImportError
-        Known name whose module cannot load.
+        Known name whose module cannot load, or that has no device; the message says what to install.
     """
     if name is None or name == "auto":
         return DEFAULT
@@ -42,8 +42,26 @@ def choose(name):
             raise ImportError(f"backend='cpu': the compiled extension cannot load: {_why}")
         return _core
     if name == "cuda":
-        raise ImportError("backend='cuda': this version of fastxent has no CUDA kernels")
+        return _cuda()
     raise ValueError(f"backend: expected one of {', '.join(map(repr, NAMES))} or None, got {name!r}")
+
+
+@functools.cache
+def _cuda():
+    """The CUDA kernels, if they and a device are there; imported when they are first asked for."""
+    try:
+        core = importlib.import_module("._core_cuda", __package__)
+        cuda = importlib.import_module("numba.cuda")
+        if getattr(cuda, "implementation", None) != "NVIDIA":
+            raise ImportError("numba is installed without it")
+    except ImportError as error:
+        raise ImportError(
+            f"backend='cuda' needs numba-cuda: pip install 'fastxent[cuda]' ({error})"
+        ) from error
+    if not cuda.is_available():
+        why = str(cuda.cuda_error() or "the driver reports none").strip().splitlines()[0]
+        raise ImportError(f"backend='cuda' needs an NVIDIA GPU and its driver, and there is none: {why}")
+    return core
 
 
 def default_threads():

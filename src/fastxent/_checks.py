@@ -146,11 +146,15 @@ def _to_tensor(values):
 def _library_of(values):
     """How an array becomes one of the library of `values`; None where that is NumPy, or makes tables and no arrays.
 
+    None as well for arrays on a CUDA device, whose own door (`_device`) answers in kind.
+
     Libraries are known by the array API standard's ``__array_namespace__``; PyTorch has none and is known by name.
     """
     if is_tensor(values):
-        return _to_tensor
+        return None if values.is_cuda else _to_tensor
     if isinstance(values, (np.ndarray, np.generic)) or not hasattr(values, "__array_namespace__"):
+        return None
+    if hasattr(values, "__cuda_array_interface__"):
         return None
     library = values.__array_namespace__()
 

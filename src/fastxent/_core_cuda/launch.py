@@ -6,6 +6,7 @@ an array argument costs the host several microseconds, an address one.
 
 import functools
 import math
+import warnings
 from typing import NamedTuple
 
 from numba import cuda, types
@@ -137,9 +138,17 @@ def compiled(make, arguments, signature, threads):
     return cuda.jit(signature, launch_bounds=(threads,))(make(*arguments))
 
 
+@functools.lru_cache(maxsize=1024)
+def configured(make, arguments, signature, grid, threads, stream):
+    """A kernel with its grid and stream; kept, because to make one costs as much as a launch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # small grids are what small arrays need
+        return compiled(make, arguments, signature, threads)[grid, threads, stream]
+
+
 def run(make, arguments, signature, grid, threads, stream, values):
     """Queue one launch."""
-    compiled(make, arguments, signature, threads)[grid, threads, stream](*values)
+    configured(make, arguments, signature, grid, threads, stream)(*values)
 
 
 def pointer_to(kind):

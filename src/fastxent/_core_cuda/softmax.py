@@ -691,7 +691,6 @@ def tile_kernel(storage, classes, grad, rows=256):
         thread = uint32(cuda.threadIdx.x)
         first = int64(cuda.blockIdx.x) * ROWS
         x_tile = on.advance(X, first * C)
-        g_tile = on.advance(G, first * C)
         rows_here = int32(min(n_rows - first, int64(ROWS)))
         elements = uint32(rows_here * C)
         vectors = uint32(elements // uint32(E))
@@ -750,6 +749,7 @@ def tile_kernel(storage, classes, grad, rows=256):
         if thread == uint32(0):
             PART[cuda.blockIdx.x] = total
         if GRAD:
+            g_tile = on.advance(G, first * C)
             i = thread
             while i < vectors:
                 j = uint32(i * uint32(E))

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import _checks
+from .. import _checks, _device
 from ._base import Loss
 from ._elementwise import ElementCall
+from ._on_device import DeviceElementCall
 
 __all__ = ["AsymmetricLoss", "BinaryFocalLoss"]
 
@@ -52,6 +53,13 @@ class MemberCall(ElementCall):
         bound *= self.unit / denominator if denominator else 0.0
         hess[...] = bound.reshape(problem.shape)
         return hess
+
+
+def member_call(member, z, y, sample_weight, reduction, backend, num_threads, check):
+    """The checked call where the logits are: on a CUDA device, or in memory."""
+    if _device.is_device(z):
+        return DeviceElementCall(z, y, sample_weight, None, 0.0, reduction, None, backend, check, member)
+    return MemberCall(member, z, y, sample_weight, reduction, backend, num_threads, check)
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +102,7 @@ class BinaryFocalLoss(Loss, names=("binary_focal", "sigmoid_focal")):
 
     def _call(self, z, y, *rest):
         one, zero = (1.0, 1.0) if self.alpha is None else (float(self.alpha), 1 - float(self.alpha))
-        return MemberCall(("focal", float(self.gamma), one, zero), z, y, *rest)
+        return member_call(("focal", float(self.gamma), one, zero), z, y, *rest)
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,6 +148,6 @@ class AsymmetricLoss(Loss, names=("asymmetric", "asl")):
             raise ValueError("margin: expected a number in [0, 1), got 1.0")
 
     def _call(self, z, y, *rest):
-        return MemberCall(
+        return member_call(
             ("asymmetric", float(self.gamma_pos), float(self.gamma_neg), float(self.margin)), z, y, *rest
         )

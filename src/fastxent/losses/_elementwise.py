@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import _backend, _checks
+from .. import _backend, _checks, _device
 from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, as_tuple, scalar
+from ._on_device import DeviceElementCall
 
 __all__ = [
     "SigmoidCrossEntropy",
@@ -176,6 +177,14 @@ class ElementCall(Call):
         return Hessian(self.problem.source, None, diagonal, (), self.core, self.threads)
 
 
+def sigmoid_call(logits, targets, weight, pos_weight, smoothing, reduction, base, threads, backend, check):
+    """The checked call where the logits are: on a CUDA device, or in memory."""
+    options = (weight, pos_weight, smoothing, reduction, base)
+    if _device.is_device(logits):
+        return DeviceElementCall(logits, targets, *options, backend, check)
+    return ElementCall("sigmoid_elements", logits, targets, *options, threads, backend, check)
+
+
 def element_rows(array, matrix):
     """Array as a kernel fills it, 2-D with a contiguous last axis: a view, or a fresh buffer where no view exists."""
     rows = array.reshape(matrix)
@@ -246,7 +255,7 @@ def sigmoid_cross_entropy(
     0.6931471806
     """
     options = (sample_weight, pos_weight, label_smoothing, reduction, base, num_threads, backend, check)
-    return ElementCall("sigmoid_elements", logits, targets, *options).run()[0]
+    return sigmoid_call(logits, targets, *options).run()[0]
 
 
 @_checks.answers_in_kind()
@@ -291,7 +300,7 @@ def sigmoid_cross_entropy_with_grad(
     [-0.25, 0.25]
     """
     options = (sample_weight, pos_weight, label_smoothing, reduction, base, num_threads, backend, check)
-    return ElementCall("sigmoid_elements", logits, targets, *options).run(grad=True, out=out)[:2]
+    return sigmoid_call(logits, targets, *options).run(grad=True, out=out)[:2]
 
 
 @_checks.answers_in_kind()
@@ -331,7 +340,7 @@ def sigmoid_cross_entropy_forward(
     1.0
     """
     options = (sample_weight, pos_weight, label_smoothing, reduction, base, num_threads, backend, check)
-    return ElementCall("sigmoid_elements", logits, targets, *options).run()[0]
+    return sigmoid_call(logits, targets, *options).run()[0]
 
 
 @_checks.answers_in_kind(1)
@@ -376,7 +385,7 @@ def sigmoid_cross_entropy_backward(
     [-1.0, 1.0]
     """
     options = (sample_weight, pos_weight, label_smoothing, reduction, base, num_threads, backend, check)
-    return ElementCall("sigmoid_elements", logits, targets, *options).backward(grad_loss, out)
+    return sigmoid_call(logits, targets, *options).backward(grad_loss, out)
 
 
 @_checks.answers_in_kind()
@@ -523,4 +532,4 @@ class SigmoidCrossEntropy(Loss, names=("sigmoid", "binary")):
             backend,
             check,
         )
-        return ElementCall("sigmoid_elements", z, y, *options)
+        return sigmoid_call(z, y, *options)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import _backend, _checks
+from .. import _backend, _checks, _device
 from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, Term, as_tuple, scalar, writable_rows, write_back
+from ._on_device import DeviceSoftmaxCall
 
 __all__ = [
     "SoftmaxCrossEntropy",
@@ -315,6 +316,14 @@ class SoftmaxCall(Call):
         return (*arrays, *self.scalars, scale)
 
 
+def softmax_call(logits, targets, sample_weight, reduction, options, *rest):
+    """The checked call where the logits are: on a CUDA device, or in memory."""
+    if _device.is_device(logits):
+        scalars = check_softmax_options(options)
+        return DeviceSoftmaxCall(logits, targets, sample_weight, reduction, options, *rest, scalars=scalars)
+    return SoftmaxCall(logits, targets, sample_weight, reduction, options, *rest)
+
+
 # ------------------------------------------------------------------------------------------------- softmax: functions
 
 
@@ -415,9 +424,7 @@ def softmax_cross_entropy(
         base,
         empty,
     )
-    return SoftmaxCall(logits, targets, sample_weight, reduction, options, num_threads, backend, check).run()[
-        0
-    ]
+    return softmax_call(logits, targets, sample_weight, reduction, options, num_threads, backend, check).run()[0]
 
 
 @_checks.answers_in_kind()
@@ -484,7 +491,7 @@ def softmax_cross_entropy_with_grad(
         base,
         empty,
     )
-    call = SoftmaxCall(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
+    call = softmax_call(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
     return call.run(grad=True, out=out)[:2]
 
 
@@ -546,7 +553,7 @@ def softmax_cross_entropy_forward(
         base,
         empty,
     )
-    call = SoftmaxCall(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
+    call = softmax_call(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
     loss, _, _, lse = call.run(lse=True)
     return loss, lse
 
@@ -615,7 +622,9 @@ def softmax_cross_entropy_backward(
         base,
         empty,
     )
-    call = SoftmaxCall(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
+    call = softmax_call(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
+    if isinstance(call, DeviceSoftmaxCall):
+        return call.backward(grad_loss, out, lse)
     if lse is not None:
         shape = np.shape(lse)
         if shape != call.problem.row_shape:
@@ -664,7 +673,7 @@ class SoftmaxLoss(Loss):
 
     def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
         rest = (num_threads, backend, check, self._member(), self._alpha())
-        return SoftmaxCall(z, y, sample_weight, reduction, self, *rest)
+        return softmax_call(z, y, sample_weight, reduction, self, *rest)
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)

@@ -1,0 +1,401 @@
+"""Arrays on a CUDA device: whose they are, where they lie, and fresh ones from the same library.
+
+An array is one of PyTorch, CuPy or Numba, or of any library with `__cuda_array_interface__` or DLPack; of the latter two
+results are Numba's, or CuPy's where it is installed. Nothing here goes through NumPy or waits for the device, but for
+`item`. Nothing is imported that the caller has not imported.
+"""
+
+import functools
+import importlib
+import math
+import sys
+
+from . import _checks
+
+__all__ = ["Softmax", "collapsed", "elements", "is_device", "library_of"]
+
+REALS = ("float32", "float16", "bfloat16", "float64")
+INTEGERS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+CUDA = (2, 13)  # DLPack's kinds of device: CUDA, CUDA managed memory
+
+
+def is_device(x):
+    """Whether an object is an array on a CUDA device."""
+    root = type(x).__module__.partition(".")[0]
+    if root in ("numpy", "builtins"):
+        return False
+    if root in LIBRARIES and root != "numba":
+        return LIBRARIES[root].owns(x)
+    if hasattr(x, "__cuda_array_interface__"):
+        return True
+    device = getattr(x, "__dlpack_device__", None)
+    return device is not None and int(device()[0]) in CUDA
+
+
+class Library:
+    """What the doors need of a library; the methods here serve those that follow NumPy's names, as CuPy does."""
+
+    def __init__(self, like):
+        self.like = like
+
+    @classmethod
+    def owns(cls, x):
+        """Whether an array of this library lies on a CUDA device."""
+        return True
+
+    def dtype(self, x):
+        """Name of an array's dtype."""
+        return x.dtype.name
+
+    def given(self, x, name, dtype):
+        """An argument as an array of a dtype on the device of the logits; numbers and host arrays are copied there."""
+        xp = self.module()
+        return xp.asarray(x, dtype=dtype)
+
+    def broadcast(self, x, shape):
+        """A view of a larger shape."""
+        return self.module().broadcast_to(x, shape)
+
+    def contiguous(self, x):
+        """An array in C order, copied where it is not."""
+        return self.module().ascontiguousarray(x)
+
+    def empty(self, shape, dtype):
+        """Fresh memory."""
+        return self.module().empty(shape, dtype=dtype)
+
+    def empty_like(self, x):
+        """Fresh memory in the layout of an array."""
+        return self.module().empty_like(x)
+
+    def zeros(self, shape, dtype):
+        """Fresh memory of zeros."""
+        return self.module().zeros(shape, dtype=dtype)
+
+    def item(self, x):
+        """The number in an array of one element: waits for the device."""
+        return x.item()
+
+    def divided(self, x, y):
+        """x / y in float64."""
+        return self.given(x, "", "float64") / self.given(y, "", "float64")
+
+    def buffer(self, x):
+        """Where an array lies, as the launchers take it."""
+        from ._core_cuda.launch import Buffer
+
+        itemsize = x.dtype.itemsize
+        address = self.address(x)
+        strides = x.strides or ()
+        return Buffer(address, address, tuple(x.shape), tuple(s // itemsize for s in strides), self.dtype(x), x)
+
+    def context(self):
+        """The current stream, and scratch memory."""
+        from ._core_cuda.launch import Context
+
+        return Context(self.stream(), lambda shape, dtype: self.buffer(self.empty(shape, dtype)))
+
+
+@functools.cache
+def _stream(pointer, device):
+    """Numba's name for a stream of another library."""
+    from numba import cuda
+
+    return cuda.external_stream(pointer) if pointer else 0
+
+
+def _same_device(of_array, current):
+    if of_array != current:
+        raise ValueError(f"logits: expected an array on the current device, {current}, got one on device {of_array}")
+
+
+class CuPy(Library):
+    """CuPy's arrays, on CuPy's current stream."""
+
+    @staticmethod
+    def module():
+        return sys.modules["cupy"]
+
+    def address(self, x):
+        return x.data.ptr
+
+    def stream(self):
+        cuda = self.module().cuda
+        _same_device(self.like.device.id, cuda.runtime.getDevice())
+        return _stream(cuda.get_current_stream().ptr, self.like.device.id)
+
+
+class Torch(Library):
+    """PyTorch's tensors, on PyTorch's current stream; gradients do not flow through."""
+
+    @staticmethod
+    def module():
+        return sys.modules["torch"]
+
+    @classmethod
+    def owns(cls, x):
+        return bool(getattr(x, "is_cuda", False))
+
+    def _dtype(self, name):
+        return getattr(self.module(), name)
+
+    def dtype(self, x):
+        return str(x.dtype).rpartition(".")[2]
+
+    def given(self, x, name, dtype):
+        return self.module().as_tensor(x, dtype=self._dtype(dtype), device=self.like.device).detach()
+
+    def broadcast(self, x, shape):
+        return x.expand(shape)
+
+    def contiguous(self, x):
+        return x.contiguous()
+
+    def empty(self, shape, dtype):
+        return self.module().empty(shape, dtype=self._dtype(dtype), device=self.like.device)
+
+    def empty_like(self, x):
+        return self.module().empty_like(x.detach())
+
+    def zeros(self, shape, dtype):
+        return self.module().zeros(shape, dtype=self._dtype(dtype), device=self.like.device)
+
+    def buffer(self, x):
+        from ._core_cuda.launch import Buffer
+
+        address = x.data_ptr()
+        return Buffer(address, address, tuple(x.shape), tuple(x.stride()), self.dtype(x), x)
+
+    def stream(self):
+        cuda, device = self.module().cuda, self.like.device
+        _same_device(device.index, cuda.current_device())
+        return _stream(cuda.current_stream(device).cuda_stream, device.index)
+
+
+class Numba(Library):
+    """Numba's device arrays, and anything with `__cuda_array_interface__`, on the default stream.
+
+    Arrays have to come in the dtype that is needed; weights in the shape of the rows.
+    """
+
+    @staticmethod
+    def module():
+        return importlib.import_module("numba.cuda")
+
+    def dtype(self, x):
+        return self.module().as_cuda_array(x, sync=False).dtype.name
+
+    def given(self, x, name, dtype):
+        if not is_device(x):
+            import numpy as np
+
+            return self.module().to_device(np.ascontiguousarray(x, dtype=dtype))
+        x = self.module().as_cuda_array(x, sync=False)
+        if x.dtype.name != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype}, got {x.dtype}")
+        return x
+
+    def broadcast(self, x, shape):
+        raise ValueError(f"expected the shape {shape}, got {x.shape}; Numba's arrays do not broadcast")
+
+    def contiguous(self, x):
+        if not x.is_c_contiguous():
+            raise ValueError("expected an array in C order; Numba's arrays cannot be copied into one")
+        return x
+
+    def empty(self, shape, dtype):
+        return self.module().device_array(shape, dtype)
+
+    def empty_like(self, x):
+        x = self.module().as_cuda_array(x, sync=False)
+        return self.module().device_array(x.shape, x.dtype)
+
+    def zeros(self, shape, dtype):
+        import numpy as np
+
+        return self.module().to_device(np.zeros(shape, dtype))
+
+    def item(self, x):
+        return x.copy_to_host().reshape(-1)[0].item()
+
+    def divided(self, x, y):
+        raise TypeError("grad_loss: expected a number, or one per row, with arrays of Numba")
+
+    def address(self, x):
+        return x.device_ctypes_pointer.value or 0
+
+    def buffer(self, x):
+        return super().buffer(self.module().as_cuda_array(x, sync=False))
+
+    def stream(self):
+        return 0
+
+
+LIBRARIES = {"torch": Torch, "cupy": CuPy, "numba": Numba}
+
+
+def library_of(x, name="logits"):
+    """(library, array): the library that fresh arrays come from, and the array as one of its own.
+
+    Raises
+    ------
+    TypeError
+        An array that only DLPack can reach, and no CuPy to reach it with.
+    """
+    root = type(x).__module__.partition(".")[0]
+    if root in LIBRARIES:
+        return LIBRARIES[root](x), x
+    if hasattr(x, "__cuda_array_interface__"):
+        return Numba(x), x
+    if "cupy" in sys.modules:
+        x = sys.modules["cupy"].from_dlpack(x)
+        return CuPy(x), x
+    raise TypeError(
+        f"{name}: {type(x).__name__} is on a CUDA device and only DLPack reaches it: import cupy, or pass "
+        "torch.from_dlpack(array) or cupy.from_dlpack(array)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- layouts
+
+
+def collapsed(shape, strides):
+    """(size, stride) of dimensions that can be walked as one, or None."""
+    dims = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
+    if 0 in shape or not dims:
+        return math.prod(shape), 1
+    for (_, outer), (n, inner) in zip(dims, dims[1:], strict=False):
+        if outer != n * inner:
+            return None
+    return math.prod(shape), dims[-1][1]
+
+
+def _split(buffer, *cuts):
+    """A buffer whose dimensions are collapsed between the cuts, or None."""
+    shape, strides = [], []
+    edges = (0, *cuts, len(buffer.shape))
+    for start, stop in zip(edges, edges[1:], strict=False):
+        part = collapsed(buffer.shape[start:stop], buffer.strides[start:stop])
+        if part is None:
+            return None
+        shape.append(part[0])
+        strides.append(part[1])
+    return buffer._replace(shape=tuple(shape), strides=tuple(strides))
+
+
+def laid_out(library, x, *cuts):
+    """An array as a buffer cut into groups of dimensions, in place where its strides allow it, else a copy."""
+    cut = _split(library.buffer(x), *cuts)
+    return _split(library.buffer(library.contiguous(x)), *cuts) if cut is None else cut
+
+
+def output(library, out, like):
+    """A caller's gradient array, checked, or a fresh one."""
+    if out is None:
+        return library.empty_like(like)
+    if not is_device(out):
+        raise TypeError(f"out: expected an array on the device, as logits, got {type(out).__name__}")
+    if tuple(out.shape) != tuple(like.shape):
+        raise ValueError(f"out: expected shape {tuple(like.shape)}, got {tuple(out.shape)}")
+    if library.dtype(out) != library.dtype(like):
+        raise TypeError(f"out: expected dtype {library.dtype(like)}, got {library.dtype(out)}")
+    return out
+
+
+def real_dtype(library, x, name):
+    """dtype of logits, which has to be one of the four floating-point types."""
+    dtype = library.dtype(x)
+    if dtype not in REALS:
+        raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64, got dtype {dtype}")
+    return dtype
+
+
+def compute_dtype(dtype):
+    """Arithmetic's dtype."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def weights(library, x, name, shape, dtype):
+    """Weights as an array of a shape in the arithmetic's dtype, or None."""
+    if x is None:
+        return None
+    x = library.given(x, name, dtype)
+    if tuple(x.shape) == tuple(shape):
+        return x
+    try:
+        return library.broadcast(x, shape)
+    except (ValueError, RuntimeError):
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {tuple(shape)}, got {tuple(x.shape)}"
+        ) from None
+
+
+def per_class(library, x, name, n_classes, dtype):
+    """Contiguous numbers (n_classes,), or None."""
+    if x is None:
+        return None
+    x = library.contiguous(library.given(x, name, dtype))
+    if tuple(x.shape) != (n_classes,):
+        raise ValueError(f"{name}: expected shape ({n_classes},), one number per class, got {tuple(x.shape)}")
+    return library.buffer(x)
+
+
+class Softmax:
+    """Logits and targets as the launchers take them: (outer, classes, inner), labels (outer, inner)."""
+
+    def __init__(self, logits, targets, axis):
+        self.library, self.source = library, logits = library_of(logits)
+        shape = tuple(logits.shape)
+        if not shape:
+            raise ValueError("logits: expected at least one dimension, the classes, got a scalar")
+        self.storage = real_dtype(library, logits, "logits")
+        self.dtype = compute_dtype(self.storage)
+        self.axis = axis = _checks.axis_of(axis, len(shape))
+        self.n_classes = shape[axis]
+        if self.n_classes == 0:
+            raise ValueError(f"logits: expected at least one class, got shape {shape} with axis {axis}")
+        self.row_shape = shape[:axis] + shape[axis + 1 :]
+        self.logits = laid_out(library, logits, axis, axis + 1)
+        if not is_device(targets):
+            raise TypeError(f"targets: expected an array on the device, as logits, got {type(targets).__name__}")
+        given = tuple(targets.shape)
+        kind = library.dtype(targets)
+        self.soft = given == shape
+        if self.soft:
+            y = library.given(targets, "targets", self.dtype)
+            self.targets = laid_out(library, y, axis, axis + 1)
+        elif given == self.row_shape:
+            if kind not in INTEGERS:
+                raise TypeError(f"targets: expected integer or bool labels, got dtype {kind}")
+            self.targets = laid_out(library, targets, axis)
+            if self.targets.shape[1] == 1 and self.targets.shape[0] > 1 and self.targets.strides[0] != 1:
+                self.targets = laid_out(library, library.contiguous(targets), axis)
+        else:
+            raise ValueError(
+                f"targets: expected integer labels of shape {self.row_shape} or probabilities of shape {shape}, "
+                f"got shape {given}"
+            )
+
+    @property
+    def n_rows(self):
+        """Number of rows."""
+        return math.prod(self.row_shape)
+
+    def rows(self, x):
+        """An array of the rows' shape as (outer, inner)."""
+        return None if x is None else laid_out(self.library, x, self.axis)
+
+    def layers(self, x):
+        """An array of the logits' shape as (outer, classes, inner), in place, or None where its strides forbid it."""
+        return _split(self.library.buffer(x), self.axis, self.axis + 1)
+
+
+def elements(library, arrays, shape):
+    """Arrays of one shape as buffers of two axes: one row where all lie flat in C order, else the last axis apart."""
+    buffers = [None if x is None else library.buffer(x) for x in arrays]
+    flat = [None if b is None else collapsed(b.shape, b.strides) for b in buffers]
+    if all(b is None or (f is not None and (f[1] == 1 or f[0] <= 1)) for b, f in zip(buffers, flat, strict=True)):
+        n = math.prod(shape)
+        return [b if b is None else b._replace(shape=(1, n), strides=(n, 1)) for b in buffers]
+    cut = max(len(shape) - 1, 0)
+    return [None if x is None else laid_out(library, x, cut) for x in arrays]
