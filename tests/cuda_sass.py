@@ -17,7 +17,7 @@ from numba.cuda import dispatcher
 
 
 class Machine(NamedTuple):
-    """What a kernel became: registers, spilled bytes, PTX, opcodes, and the loops as (opcodes) from end to start."""
+    """What a kernel became: registers, spilled bytes, PTX, opcodes, and each loop's opcodes without its inner loops'."""
 
     registers: int
     spills: int
@@ -85,9 +85,14 @@ def _read(listing):
         elif match := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
             instructions.append(match[1])
     opcodes = [re.sub(r"^@!?U?P\d+\s+", "", text).split()[0] for text in instructions]
-    loops = []
+    spans = []
     for place, text in enumerate(instructions):
         match = re.search(r"BRA\S*\s+(?:\S+,\s*)?`?\(?(\.L_\w+)", text)
         if match and labels.get(match[1], place) < place:
-            loops.append(opcodes[labels[match[1]] : place + 1])
-    return opcodes, [Counter(loop) for loop in loops]
+            spans.append((labels[match[1]], place))
+    loops = []
+    for start, stop in spans:
+        inner = [(a, b) for a, b in spans if start <= a and b <= stop and (a, b) != (start, stop)]
+        own = [i for i in range(start, stop + 1) if not any(a <= i <= b for a, b in inner)]
+        loops.append(Counter(opcodes[i] for i in own))
+    return opcodes, loops

@@ -202,7 +202,16 @@ print(json.dumps(sorted(m for m in sys.modules if m.startswith("fastxent."))))
     assert done.returncode == 0, done.stderr
     heavy, own = map(json.loads, done.stdout.splitlines())
     assert heavy == []
-    allowed = {"_core_numpy", "_core", "_core_cuda", "_checks", "_device", "_backend", "losses", "information"}
+    allowed = {
+        "_core_numpy",
+        "_core",
+        "_core_cuda",
+        "_checks",
+        "_device",
+        "_backend",
+        "losses",
+        "information",
+    }
     assert {name.partition(".")[2].partition(".")[0] for name in own} <= allowed
 
 

@@ -116,7 +116,9 @@ def close(actual, expected, tolerance):
         assert np.abs(actual[finite] - expected[finite]).max() <= tolerance * scale
 
 
-def run(machine, z, y, *, dtype, gap=0, offset=0, in_place=False, grad=True, saved=False, bad=False, **options):
+def run(
+    machine, z, y, *, dtype, gap=0, offset=0, in_place=False, grad=True, saved=False, bad=False, **options
+):
     """(loss of the rows, lse, gradient, sum of the losses, flag) of logits (rows, classes), `offset` into memory."""
     o = {"sample_weight": None, "class_weight": None, "logit_bias": None, "label_smoothing": 0.0}
     o |= {"exclude_target": False, "ignore_index": -100, "z_loss": 0.0, "temperature": 1.0, "scale": 1.0}
@@ -127,7 +129,9 @@ def run(machine, z, y, *, dtype, gap=0, offset=0, in_place=False, grad=True, sav
     step = k + gap
     shape, strides = (n, k, 1), (step, 1, 1)
     memory = np.full(offset + n * step + 32, 7, DTYPES[dtype])
-    inside = np.lib.stride_tricks.as_strided(memory[offset:], (n, k), (step * memory.itemsize, memory.itemsize))
+    inside = np.lib.stride_tricks.as_strided(
+        memory[offset:], (n, k), (step * memory.itemsize, memory.itemsize)
+    )
     inside[...] = z
     before = memory.copy()
     source = machine.put(memory)
@@ -154,7 +158,9 @@ def run(machine, z, y, *, dtype, gap=0, offset=0, in_place=False, grad=True, sav
         launch(machine.context, logits, y, *call, None, None, out, flag, *family, lse)
     total = float(np.sum(machine.get(partials)))
     result = machine.get(target)
-    inner = np.lib.stride_tricks.as_strided(result[offset:], (n, k), (step * memory.itemsize, memory.itemsize))
+    inner = np.lib.stride_tricks.as_strided(
+        result[offset:], (n, k), (step * memory.itemsize, memory.itemsize)
+    )
     inner = inner.astype(np.float64)
     around = np.ones(len(memory), bool)
     around[(offset + np.arange(n)[:, None] * step + np.arange(k)).ravel()] = False

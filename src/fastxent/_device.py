@@ -87,7 +87,9 @@ class Library:
         itemsize = x.dtype.itemsize
         address = self.address(x)
         strides = x.strides or ()
-        return Buffer(address, address, tuple(x.shape), tuple(s // itemsize for s in strides), self.dtype(x), x)
+        return Buffer(
+            address, address, tuple(x.shape), tuple(s // itemsize for s in strides), self.dtype(x), x
+        )
 
     def context(self):
         """The current stream, and scratch memory."""
@@ -106,7 +108,9 @@ def _stream(pointer, device):
 
 def _same_device(of_array, current):
     if of_array != current:
-        raise ValueError(f"logits: expected an array on the current device, {current}, got one on device {of_array}")
+        raise ValueError(
+            f"logits: expected an array on the current device, {current}, got one on device {of_array}"
+        )
 
 
 class CuPy(Library):
@@ -357,7 +361,9 @@ class Softmax:
         self.row_shape = shape[:axis] + shape[axis + 1 :]
         self.logits = laid_out(library, logits, axis, axis + 1)
         if not is_device(targets):
-            raise TypeError(f"targets: expected an array on the device, as logits, got {type(targets).__name__}")
+            raise TypeError(
+                f"targets: expected an array on the device, as logits, got {type(targets).__name__}"
+            )
         given = tuple(targets.shape)
         kind = library.dtype(targets)
         self.soft = given == shape
@@ -394,7 +400,9 @@ def elements(library, arrays, shape):
     """Arrays of one shape as buffers of two axes: one row where all lie flat in C order, else the last axis apart."""
     buffers = [None if x is None else library.buffer(x) for x in arrays]
     flat = [None if b is None else collapsed(b.shape, b.strides) for b in buffers]
-    if all(b is None or (f is not None and (f[1] == 1 or f[0] <= 1)) for b, f in zip(buffers, flat, strict=True)):
+    if all(
+        b is None or (f is not None and (f[1] == 1 or f[0] <= 1)) for b, f in zip(buffers, flat, strict=True)
+    ):
         n = math.prod(shape)
         return [b if b is None else b._replace(shape=(1, n), strides=(n, 1)) for b in buffers]
     cut = max(len(shape) - 1, 0)

@@ -16,10 +16,10 @@ import numpy
 
 # numba-cuda 0.30 asks for a name that NumPy 2.5 has removed.
 if not hasattr(numpy, "row_stack"):
-    numpy.row_stack = numpy.vstack
+    numpy.vstack = numpy.vstack
 
-from . import launch  # noqa: E402
-from .host import Host  # noqa: E402
+from . import launch
+from .host import Host
 
 __all__ = ["element_totals", "launch", "sigmoid_elements", "softmax_rows", "target_totals"]
 
@@ -100,7 +100,9 @@ def softmax_rows(
     counted = n_rows
     if not soft and ignore_index is not None and n_rows:
         counted = int(
-            host.number(launch.totals_launch(host.context, y, None, None, logits.shape[1], ignore_index, None))
+            host.number(
+                launch.totals_launch(host.context, y, None, None, logits.shape[1], ignore_index, None)
+            )
         )
     total, bad = host.total(partials), host.number(flag)
     host.fetch()
@@ -126,7 +128,9 @@ def target_totals(targets, sample_weight, class_weight, n_classes, ignore_index,
     total = host.number(launch.totals_launch(host.context, y, v, w, n_classes, ignore_index, flag))
     counted = n_rows
     if not soft and ignore_index is not None:
-        counted = int(host.number(launch.totals_launch(host.context, y, None, None, n_classes, ignore_index, None)))
+        counted = int(
+            host.number(launch.totals_launch(host.context, y, None, None, n_classes, ignore_index, None))
+        )
     bad = host.number(flag)
     return total, counted, n_rows - bad if bad else -1
 

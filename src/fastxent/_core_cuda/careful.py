@@ -6,10 +6,11 @@ totals; gradient. A row belongs to one thread (classes apart in memory, neighbou
 
 import math
 
-from numba import cuda, float32, float64, int32, int64, uint32
+from numba import cuda, float64, int32, int64, uint32
 
 from . import intrinsics as on
 from .rows import (
+    BAD,
     BIAS,
     CLASS_WEIGHT,
     DENOMINATOR,
@@ -18,7 +19,6 @@ from .rows import (
     LOSS,
     LSE,
     WEIGHT,
-    BAD,
     member,
 )
 from .teams import BLOCK, team

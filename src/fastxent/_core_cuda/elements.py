@@ -73,7 +73,7 @@ def loss_of(x, y, positive, smoothing, family, a, b, c, one):
     return times(y, f1) + times(not_y, f0), times(y, g1) + times(not_y, g0)
 
 
-def flat_kernel(storage, targets, grad):
+def flat_kernel(storage, targets, grad, family):
     """All elements in one piece, without weights: 16-byte vectors of the logits; targets in a storage, or bytes."""
     E = storage.per_vector
     SHIFT = E.bit_length() - 1
@@ -81,6 +81,7 @@ def flat_kernel(storage, targets, grad):
     low, high, pack, get, put = storage.low, storage.high, storage.pack, storage.get, storage.put
     target_get = targets.get
     WIDE = targets.itemsize == 4 or targets.name == storage.name  # targets come in vectors too
+    FAMILY = family  # a constant: a body with all families is too large to unroll
     TWICE = targets.itemsize == 4 and PER_WORD == 2
     target_low, target_high = targets.low, targets.high
     GRAD = grad
@@ -92,7 +93,7 @@ def flat_kernel(storage, targets, grad):
         return not (y >= ZERO and y <= ONE)
 
     def kernel(
-        X, G, Y, LOSS_OUT, PART, BAD_ROW, n, head, flags, smoothing, family, a, b, c, scale,
+        X, G, Y, LOSS_OUT, PART, BAD_ROW, n, head, flags, smoothing, a, b, c, scale,
     ):  # fmt: skip
         shared_sum = cuda.shared.array(32, float64)
         thread = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
@@ -129,7 +130,7 @@ def flat_kernel(storage, targets, grad):
             for k in range(E):
                 if flags & BAD and bad(y[k]):
                     on.raise_to(BAD_ROW, n - at - k)
-                loss, g = loss_of(x[k], y[k], ONE, smoothing, family, a, b, c, ONE)
+                loss, g = loss_of(x[k], y[k], ONE, smoothing, FAMILY, a, b, c, ONE)
                 some += loss
                 if flags & LOSS:
                     LOSS_OUT[at + k] = loss
@@ -162,7 +163,7 @@ def flat_kernel(storage, targets, grad):
             value = target_get(Y, at)
             if flags & BAD and bad(value):
                 on.raise_to(BAD_ROW, n - at)
-            loss, g = loss_of(get(X, at), value, ONE, smoothing, family, a, b, c, ONE)
+            loss, g = loss_of(get(X, at), value, ONE, smoothing, FAMILY, a, b, c, ONE)
             total += loss
             if flags & LOSS:
                 LOSS_OUT[at] = loss

@@ -131,17 +131,13 @@ def _instruction(text, constraints, result, *arguments):
 @intrinsic
 def float16_pair(typingctx, low, high):
     """Two float32, rounded to nearest even, as the halves of a word."""
-    return _instruction(
-        "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", types.uint32, types.float32, types.float32
-    )
+    return _instruction("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", types.uint32, types.float32, types.float32)
 
 
 @intrinsic
 def bfloat16_pair(typingctx, low, high):
     """Two float32, rounded to nearest even, as the halves of a word."""
-    return _instruction(
-        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", types.uint32, types.float32, types.float32
-    )
+    return _instruction("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", types.uint32, types.float32, types.float32)
 
 
 @intrinsic
@@ -167,6 +163,4 @@ def fma(typingctx, x, y, z):
 @intrinsic
 def divide(typingctx, x, y):
     """x / y within 2 ulp over the whole range, without the call that correct rounding takes."""
-    return _instruction(
-        "div.full.f32 $0, $1, $2;", "=f,f,f", types.float32, types.float32, types.float32
-    )
+    return _instruction("div.full.f32 $0, $1, $2;", "=f,f,f", types.float32, types.float32, types.float32)

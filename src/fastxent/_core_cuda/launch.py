@@ -63,7 +63,9 @@ class Sizes(NamedTuple):
     neighbours: int = 256  # threads of a block of rows that lanes share
     blocks: tuple = (64, 128, 256, 512, 1024)
     stream: int = 512
-    chunk: int = softmax.CHUNK  # a multiple of chunk_threads vectors, so that a lane keeps its place in every chunk
+    chunk: int = (
+        softmax.CHUNK
+    )  # a multiple of chunk_threads vectors, so that a lane keeps its place in every chunk
     chunk_threads: int = 256
     few_rows: int = 132  # fewer rows than this leave multiprocessors idle
     totals: int = 512
@@ -173,7 +175,18 @@ def element_of(dtype):
 @functools.cache
 def _row_signature(dtype, label):
     x, f = pointer_to(element_of(dtype)), pointer_to(F32)
-    pointers = (x, x, pointer_to(LABELS[label]), f, f, f, f, pointer_to(F64), pointer_to(I64), pointer_to(F64))
+    pointers = (
+        x,
+        x,
+        pointer_to(LABELS[label]),
+        f,
+        f,
+        f,
+        f,
+        pointer_to(F64),
+        pointer_to(I64),
+        pointer_to(F64),
+    )
     scalars = (I64, I32, I64, I64, I32, I64, I64, I32, F32, F32, F32, I32, F32, F32, F32, F32, F32)
     return pointers + scalars
 
@@ -296,7 +309,18 @@ def softmax_launch(
     y = targets.strides[0]
     if y != 1 and n_rows > 1:
         raise ValueError(f"labels must follow one another, got a stride of {y}")
-    head = (logits, grad_out, targets, sample_weight, class_weight, loss_out, lse_out, partials, bad_out, denominator)
+    head = (
+        logits,
+        grad_out,
+        targets,
+        sample_weight,
+        class_weight,
+        loss_out,
+        lse_out,
+        partials,
+        bad_out,
+        denominator,
+    )
     head = tuple(map(_pointer, head))
     w_step = 0 if sample_weight is None else sample_weight.strides[0]
     tail = (
@@ -312,20 +336,20 @@ def softmax_launch(
     elif it.regime == "resident":
         run(softmax.resident_kernel, (dtype, it.vectors, it.lanes, grad), signature, *queue, head + tail)
     elif it.regime == "stream":
-        run(softmax.stream_kernel, (dtype, smooth, grad), signature, *queue, head + tail)
+        run(softmax.stream_kernel, (dtype, smooth, grad, it.threads), signature, *queue, head + tail)
     else:
         saved = it.regime == "saved"
         states = lse
         if not saved:
             states = context.empty((it.grid[0] * n_rows * 4,), "float32")
             values = (head[0], head[2], states.pointer, n_classes, x_step, lead, base2)
-            arguments = (dtype, smooth, SIZES.chunk)
+            arguments = (dtype, smooth, it.threads, SIZES.chunk)
             run(softmax.partial_kernel, arguments, _partial_signature(dtype, label), *queue, values)
         grid = it.grid if grad else (1, n_rows)
         if grad or not saved:
             chunks = it.grid[0]
             values = (*head, states.pointer, *tail, temperature, chunks)
-            arguments = (dtype, saved, grad, SIZES.chunk)
+            arguments = (dtype, saved, grad, it.threads, SIZES.chunk)
             signature = (*_split_signature(dtype, label), I32)
             run(softmax.split_kernel, arguments, signature, grid, it.threads, context.stream, values)
     return None if lse is not None and number == 0 else partials
@@ -472,7 +496,11 @@ def sigmoid(
         )
     )
     real = real_of(logits.dtype)
-    x, y, f = pointer_to(element_of(logits.dtype)), pointer_to(STORAGES[targets.dtype].element), pointer_to(real)
+    x, y, f = (
+        pointer_to(element_of(logits.dtype)),
+        pointer_to(STORAGES[targets.dtype].element),
+        pointer_to(real),
+    )
     options = (label_smoothing, number, a, b, c, scale)
     kinds = (real, I32, real, real, real, real)
     plain = sample_weight is None and pos_weight is None and denominator is None
@@ -484,10 +512,10 @@ def sigmoid(
         per_block = threads * STORAGES[logits.dtype].per_vector * 4
         grid = min(-(-n // per_block), SIZES.most_blocks)
         partials = context.empty((grid,), "float64")
-        signature = (x, x, y, f, pointer_to(F64), pointer_to(I64), I64, I64, I32, *kinds)
+        signature = (x, x, y, f, pointer_to(F64), pointer_to(I64), I64, I64, I32, real, *kinds[2:])
         given = (logits, grad_out, targets, loss_out, partials, bad_out)
-        values = (*map(_pointer, given), n, head, flags, *options)
-        arguments = (logits.dtype, targets.dtype, grad)
+        values = (*map(_pointer, given), n, head, flags, label_smoothing, *options[2:])
+        arguments = (logits.dtype, targets.dtype, grad, number)
         run(elements.flat_kernel, arguments, signature, grid, threads, context.stream, values)
         return partials
     grid = (min(-(-n_columns // threads), SIZES.most_blocks), min(n_rows, 1024))

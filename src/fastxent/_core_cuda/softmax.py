@@ -19,7 +19,15 @@ from . import intrinsics as on
 from .rows import HUGE, INF, LOSS, LSE, ONE, ZERO, careful_exp, finish, label_of, scale_of
 from .teams import BLOCK, team
 
-__all__ = ["CHUNK", "UNROLL", "partial_kernel", "resident_kernel", "split_kernel", "stream_kernel", "tile_kernel"]
+__all__ = [
+    "CHUNK",
+    "UNROLL",
+    "partial_kernel",
+    "resident_kernel",
+    "split_kernel",
+    "stream_kernel",
+    "tile_kernel",
+]
 
 UNROLL = 4  # 16-byte loads that a thread of a streaming kernel issues back to back
 CHUNK = 4096  # elements of a row that a block of the split kernels takes
@@ -70,15 +78,19 @@ def layout(storage):
     return parts
 
 
-def sweeps(storage, smooth):
-    """The two loops of a thread over its vectors: online sums, and gradient."""
+def sweeps(storage, smooth, threads):
+    """The two loops of a thread over its vectors, `threads` apart: online sums, and gradient.
+
+    The step is a constant of the kernel, so that the unrolled loads differ by what fits into the instruction.
+    """
+    STEP = threads
     E = storage.per_vector
     SHIFT = E.bit_length() - 1
     PER_WORD = storage.per_word
     low, high, pack = storage.low, storage.high, storage.pack
 
     @device
-    def one_sum(row, i, stop, step, label, element, base2, xy, state):
+    def one_sum(row, i, stop, label, element, base2, xy, state):
         top, exponent, total, spread = state
         while i < stop:
             words = on.load16(row, int64(uint32(i)) << SHIFT)
@@ -102,22 +114,22 @@ def sweeps(storage, smooth):
                     total += on.exp2(on.fma(y, base2, -n2))
                 top = highest
                 exponent = n2
-            i = int32(i + step)
+            i = int32(i + STEP)
         return i, (top, exponent, total, spread)
 
     VALUES = UNROLL * E
 
     @device
-    def sums(row, i, stop, step, label, element, base2, xy, state):
-        span = uint32(step * UNROLL)
+    def sums(row, i, stop, label, element, base2, xy, state):
         x = cuda.local.array(VALUES, float32)
-        while int32(i + step * (UNROLL - 1)) < stop:
-            if uint32(label - i) < span:
-                i, state = one_sum(row, i, int32(i + step * UNROLL), step, label, element, base2, xy, state)
+        while int32(i + STEP * (UNROLL - 1)) < stop:
+            if uint32(label - i) < uint32(STEP * UNROLL):
+                i, state = one_sum(row, i, int32(i + STEP * UNROLL), label, element, base2, xy, state)
             else:
                 top, exponent, total, spread = state
+                at = int64(i) << SHIFT
                 for u in range(UNROLL):
-                    words = on.load16(row, int64(uint32(i + step * u)) << SHIFT)
+                    words = on.load16(row, at + STEP * E * u)
                     for w in range(4):
                         x[u * E + w * PER_WORD] = low(words[w])
                         if PER_WORD == 2:
@@ -128,26 +140,27 @@ def sweeps(storage, smooth):
                         spread += x[k] - xy
                     highest = on.fmax(highest, x[k])
                 n2 = on.fmax(highest * base2, FLOOR)
-                s0 = ZERO
-                s1 = ZERO
-                for k in range(0, VALUES, 2):
+                s0 = on.exp2(on.fma(x[0], base2, -n2))
+                s1 = on.exp2(on.fma(x[1], base2, -n2))
+                for k in range(2, VALUES, 2):
                     s0 += on.exp2(on.fma(x[k], base2, -n2))
                     s1 += on.exp2(on.fma(x[k + 1], base2, -n2))
                 total = on.fma(total, on.exp2(exponent - n2), s0 + s1)
                 state = (highest, n2, total, spread)
-                i = int32(i + step * UNROLL)
-        return one_sum(row, i, stop, step, label, element, base2, xy, state)
+                i = int32(i + STEP * UNROLL)
+        return one_sum(row, i, stop, label, element, base2, xy, state)
 
     def make_gradient(U):
         WORDS = U * 4
 
         @device
-        def gradient(x_row, g_row, i, first, step, base2, n2, A, B):
+        def gradient(x_row, g_row, i, first, base2, n2, A, B):
             # from the vector i down to `first`
             words = cuda.local.array(WORDS, uint32)
-            while int32(i - step * (U - 1)) >= first:
+            while int32(i - STEP * (U - 1)) >= first:
+                at = int64(i) << SHIFT
                 for u in range(U):
-                    four = on.load16(x_row, int64(uint32(i - step * u)) << SHIFT)
+                    four = on.load16(x_row, at - STEP * E * u)
                     for w in range(4):
                         words[u * 4 + w] = four[w]
                 for w in range(WORDS):
@@ -160,8 +173,8 @@ def sweeps(storage, smooth):
                 for u in range(U):
                     k = 4 * u
                     four = (words[k], words[k + 1], words[k + 2], words[k + 3])
-                    on.store16(g_row, int64(uint32(i - step * u)) << SHIFT, four)
-                i = int32(i - step * U)
+                    on.store16(g_row, at - STEP * E * u, four)
+                i = int32(i - STEP * U)
             return i
 
         return gradient
@@ -169,9 +182,9 @@ def sweeps(storage, smooth):
     many_gradients, one_gradient = make_gradient(UNROLL), make_gradient(1)
 
     @device
-    def gradients(x_row, g_row, i, first, step, base2, n2, A, B):
-        i = many_gradients(x_row, g_row, i, first, step, base2, n2, A, B)
-        one_gradient(x_row, g_row, i, first, step, base2, n2, A, B)
+    def gradients(x_row, g_row, i, first, base2, n2, A, B):
+        i = many_gradients(x_row, g_row, i, first, base2, n2, A, B)
+        one_gradient(x_row, g_row, i, first, base2, n2, A, B)
 
     return sums, gradients
 
@@ -204,7 +217,9 @@ def resident_kernel(storage, vectors, lanes, grad):
     group_max, group_sum = team(lanes).max, team(lanes).sum
     LANES = lanes
     GRAD = grad
-    NOTHING = {"float32": 0xFF800000, "float16": 0xFC00FC00, "bfloat16": 0xFF80FF80}[storage.name]  # -inf, twice
+    NOTHING = {"float32": 0xFF800000, "float16": 0xFC00FC00, "bfloat16": 0xFF80FF80}[
+        storage.name
+    ]  # -inf, twice
 
     def kernel(
         X, G, Y, W, CW, LOSS_OUT, LSE_OUT, PART, BAD_ROW, DEN,
@@ -353,14 +368,14 @@ def resident_kernel(storage, vectors, lanes, grad):
 # -------------------------------------------------------------------------------------------------------------- stream
 
 
-def stream_kernel(storage, smooth, grad):
+def stream_kernel(storage, smooth, grad, threads):
     """A block per row, read twice; the second time backwards, from the end that is still in cache."""
     E = storage.per_vector
     SHIFT = E.bit_length() - 1
     get, put = storage.get, storage.put
     parts = layout(storage)
     group_max, group_sum = team(BLOCK).max, team(BLOCK).sum
-    sums, gradients = sweeps(storage, smooth)
+    sums, gradients = sweeps(storage, smooth, threads)
     GRAD = grad
     SMOOTH = smooth
 
@@ -396,7 +411,7 @@ def stream_kernel(storage, smooth, grad):
         elif y >= tail and mine:
             x_tail = -INF
         state = (-INF, FLOOR, ZERO, spread)
-        i, state = sums(on.advance(X, start), lane, body, size, vector, element, base2, xy, state)
+        i, state = sums(on.advance(X, start), lane, body, vector, element, base2, xy, state)
         high, exponent, total, spread = state
         top = on.fmax(high, on.fmax(x_head, x_tail))
         top = on.fmax(group_max(top, -INF, shared_max, mask), xy)
@@ -428,7 +443,7 @@ def stream_kernel(storage, smooth, grad):
                 A *= correction
                 x_row = on.advance(X, start)
                 g_row = on.advance(G, target + head)
-                gradients(x_row, g_row, int32(i - size), lane, size, base2, n2, A, B)
+                gradients(x_row, g_row, int32(i - size), lane, base2, n2, A, B)
                 if lane < head:
                     put(G, target + lane, on.fma(on.exp2(on.fma(x_head, base2, -n2)), A, -B))
                 if tail + lane < n_classes:
@@ -463,13 +478,13 @@ def chunks_of(storage, chunk):
     return span
 
 
-def partial_kernel(storage, smooth, chunk=CHUNK):
+def partial_kernel(storage, smooth, threads, chunk=CHUNK):
     """(maximum, sum of exponentials, spread, label's logit) of every chunk of every row; grid (chunks, rows)."""
     SHIFT = storage.per_vector.bit_length() - 1
     get = storage.get
     parts, span = layout(storage), chunks_of(storage, chunk)
     group_max, group_sum = team(BLOCK).max, team(BLOCK).sum
-    sums, _ = sweeps(storage, smooth)
+    sums, _ = sweeps(storage, smooth, threads)
     SMOOTH = smooth
 
     def kernel(X, Y, STATES, n_classes, x_step, lead, base2):
@@ -506,7 +521,7 @@ def partial_kernel(storage, smooth, chunk=CHUNK):
                 x_tail = -INF
         state = (-INF, FLOOR, ZERO, spread)
         x_row = on.advance(X, origin + head)
-        i, state = sums(x_row, int32(first + lane), last, size, vector, element, base2, xy, state)
+        i, state = sums(x_row, int32(first + lane), last, vector, element, base2, xy, state)
         high, exponent, total, spread = state
         top = on.fmax(high, on.fmax(x_head, x_tail))
         top = group_max(top, -INF, shared_max, mask)
@@ -551,7 +566,7 @@ def from_lse(lse, label, n_classes, weight, own, scale, o):
     return factor * coefficient, factor * own * off_label, factor * ((coefficient - mine) * p - mine * q)
 
 
-def split_kernel(storage, saved, grad, chunk=CHUNK):
+def split_kernel(storage, saved, grad, threads, chunk=CHUNK):
     """Combine a row's chunks, or take its saved lse, and write one chunk of the gradient; grid (chunks, rows), or (1, rows) without.
 
     In place, the label's logit belongs to the block that overwrites it: the others find it in the chunks' states, and
@@ -560,7 +575,7 @@ def split_kernel(storage, saved, grad, chunk=CHUNK):
     SHIFT = storage.per_vector.bit_length() - 1
     get, put = storage.get, storage.put
     parts, span = layout(storage), chunks_of(storage, chunk)
-    _, gradients = sweeps(storage, False)
+    _, gradients = sweeps(storage, False, threads)
     lanes_max, lanes_sum = team(32).max, team(32).sum
     SAVED, GRAD = saved, grad
     LOG2E = float32(math.log2(math.e))
@@ -623,7 +638,9 @@ def split_kernel(storage, saved, grad, chunk=CHUNK):
             spread = lanes_sum(spread, ZERO, STATES, mask)
             n2 = top * base2
             correction = on.exp2(-on.fma(top, base2, -n2))
-            loss, lse, A, B, g = finish(others, top, xy, spread, n_classes, weight, own, scale, family, options)
+            loss, lse, A, B, g = finish(
+                others, top, xy, spread, n_classes, weight, own, scale, family, options
+            )
             if reporter == 0:
                 PART[row] = loss
                 if flags & LOSS:
@@ -639,7 +656,7 @@ def split_kernel(storage, saved, grad, chunk=CHUNK):
                 g_row = on.advance(G, target + head)
                 # from the last vector of this lane below `last`; as many steps of `size` as fit
                 steps = int32(((last - first) - lane + size - 1) & ~(size - 1))
-                gradients(x_row, g_row, int32(first + lane + steps - size), first, size, base2, n2, A, B)
+                gradients(x_row, g_row, int32(first + lane + steps - size), first, base2, n2, A, B)
                 if number == 0 and lane < head:
                     x = get(X, origin + lane)
                     put(G, target + lane, on.fma(on.exp2(on.fma(x, base2, -n2)), A, -B))
@@ -672,6 +689,8 @@ def tile_kernel(storage, classes, grad, rows=256):
     C, ROWS = classes, rows
     PITCH = classes + 1 if classes % 4 == 0 else classes
     WORDS = PITCH * rows
+    VECTORS = -(-classes // storage.per_vector)  # of a thread
+    WORDS_HERE = 4 * VECTORS
     GRAD = grad
     group_sum = team(BLOCK).sum
 
@@ -695,15 +714,21 @@ def tile_kernel(storage, classes, grad, rows=256):
         elements = uint32(rows_here * C)
         vectors = uint32(elements // uint32(E))
         rest = uint32(vectors * uint32(E) + thread)  # the last tile's odd elements, one to a thread
-        i = thread
-        while i < vectors:
-            j = uint32(i * uint32(E))
-            four = on.load16(x_tile, int64(j))
-            for w in range(4):
-                tile[place(uint32(j + uint32(w * PER_WORD)))] = low(four[w])
-                if PER_WORD == 2:
-                    tile[place(uint32(j + uint32(w * 2 + 1)))] = high(four[w])
-            i = uint32(i + uint32(ROWS))
+        words = cuda.local.array(WORDS_HERE, uint32)
+        for v in range(VECTORS):
+            i = uint32(thread + uint32(ROWS * v))
+            if i < vectors:
+                four = on.load16(x_tile, int64(i) * E)
+                for w in range(4):
+                    words[4 * v + w] = four[w]
+        for v in range(VECTORS):
+            i = uint32(thread + uint32(ROWS * v))
+            if i < vectors:
+                j = uint32(i * uint32(E))
+                for w in range(4):
+                    tile[place(uint32(j + uint32(w * PER_WORD)))] = low(words[4 * v + w])
+                    if PER_WORD == 2:
+                        tile[place(uint32(j + uint32(w * 2 + 1)))] = high(words[4 * v + w])
         if rest < elements:
             tile[place(rest)] = get(x_tile, int64(rest))
         cuda.syncthreads()
@@ -736,7 +761,9 @@ def tile_kernel(storage, classes, grad, rows=256):
                     others += x[c]
             options = (inv_t, base2, z, a, b, on_label, off_label)
             scale = scale_of(scale, DEN, flags)
-            loss, lse, A, B, g = finish(others, top, xy, spread, n_classes, weight, own, scale, family, options)
+            loss, lse, A, B, g = finish(
+                others, top, xy, spread, n_classes, weight, own, scale, family, options
+            )
             if flags & LOSS:
                 LOSS_OUT[row] = loss
             if flags & LSE:
@@ -745,27 +772,24 @@ def tile_kernel(storage, classes, grad, rows=256):
                 for c in range(C):
                     tile[at + uint32(c)] = on.fma(x[c], A, -B) if weight != ZERO else ZERO
                 tile[at + uint32(y)] = g
-        total = group_sum(loss, ZERO, shared_sum, uint32(FULL))  # its barrier also ends the writes to the tile
+        total = group_sum(
+            loss, ZERO, shared_sum, uint32(FULL)
+        )  # its barrier also ends the writes to the tile
         if thread == uint32(0):
             PART[cuda.blockIdx.x] = total
         if GRAD:
             g_tile = on.advance(G, first * C)
-            i = thread
-            while i < vectors:
-                j = uint32(i * uint32(E))
-                g0 = tile[place(j)]
-                g1 = tile[place(uint32(j + uint32(1)))]
-                g2 = tile[place(uint32(j + uint32(2)))]
-                g3 = tile[place(uint32(j + uint32(3)))]
-                if PER_WORD == 1:
-                    on.store16(g_tile, int64(j), (pack(g0, g0), pack(g1, g1), pack(g2, g2), pack(g3, g3)))
-                else:
-                    g4 = tile[place(uint32(j + uint32(4)))]
-                    g5 = tile[place(uint32(j + uint32(5)))]
-                    g6 = tile[place(uint32(j + uint32(6)))]
-                    g7 = tile[place(uint32(j + uint32(7)))]
-                    on.store16(g_tile, int64(j), (pack(g0, g1), pack(g2, g3), pack(g4, g5), pack(g6, g7)))
-                i = uint32(i + uint32(ROWS))
+            for v in range(VECTORS):
+                i = uint32(thread + uint32(ROWS * v))
+                if i < vectors:
+                    j = uint32(i * uint32(E))
+                    for w in range(4):
+                        one = tile[place(uint32(j + uint32(w * PER_WORD)))]
+                        two = one
+                        if PER_WORD == 2:
+                            two = tile[place(uint32(j + uint32(w * 2 + 1)))]
+                        words[w] = pack(one, two)
+                    on.store16(g_tile, int64(j), (words[0], words[1], words[2], words[3]))
             if rest < elements:
                 put(g_tile, int64(rest), tile[place(rest)])
 

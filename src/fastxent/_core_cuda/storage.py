@@ -119,9 +119,20 @@ def _put_bfloat16(pointer, index, value):
 STORAGES = {
     storage.name: storage
     for storage in (
-        Storage("float32", float32, float32, 4, 4, _low_float32, _low_float32, _pack_float32, _get_float32, _put),
         Storage(
-            "float16", uint16, float32, 2, 8, _low_float16, _high_float16, _pack_float16, _get_float16, _put_float16
+            "float32", float32, float32, 4, 4, _low_float32, _low_float32, _pack_float32, _get_float32, _put
+        ),
+        Storage(
+            "float16",
+            uint16,
+            float32,
+            2,
+            8,
+            _low_float16,
+            _high_float16,
+            _pack_float16,
+            _get_float16,
+            _put_float16,
         ),
         Storage(
             "bfloat16",

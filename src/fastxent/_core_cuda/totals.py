@@ -18,7 +18,9 @@ def label_totals_kernel():
     """Weight v w_y, or 1, of the rows that are not ignored: a partial sum per block."""
     group_sum = team(BLOCK).sum
 
-    def kernel(T, W, CW, PART, BAD_ROW, n_rows, n_classes, n_inner, t_outer, t_inner, w_outer, w_inner, ignore, flags):
+    def kernel(
+        T, W, CW, PART, BAD_ROW, n_rows, n_classes, n_inner, t_outer, t_inner, w_outer, w_inner, ignore, flags
+    ):
         shared = cuda.shared.array(32, float64)
         total = float64(0)
         row = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x

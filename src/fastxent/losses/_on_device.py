@@ -100,7 +100,9 @@ class DeviceSoftmaxCall(_DeviceCall):
         self.weight_shape = problem.row_shape
         self.saved = None
         of_class = problem.n_classes, self.dtype
-        self.weight = _device.weights(self.library, sample_weight, "sample_weight", problem.row_shape, self.dtype)
+        self.weight = _device.weights(
+            self.library, sample_weight, "sample_weight", problem.row_shape, self.dtype
+        )
         self.class_weight = _device.per_class(self.library, options.class_weight, "class_weight", *of_class)
         self.bias = _device.per_class(self.library, options.logit_bias, "logit_bias", *of_class)
         self.factors = self.class_weight
@@ -119,7 +121,9 @@ class DeviceSoftmaxCall(_DeviceCall):
             at.insert(0, place)
         where = f"targets[{', '.join(map(str, at))}]" if at else "targets"
         if problem.soft:
-            return ValueError(f"{where}: expected probabilities >= 0 in every class, got a negative number or NaN")
+            return ValueError(
+                f"{where}: expected probabilities >= 0 in every class, got a negative number or NaN"
+            )
         return ValueError(f"{where} is not a class: expected 0 <= label < {problem.n_classes}")
 
     def denominator(self, context, flag):
@@ -133,7 +137,9 @@ class DeviceSoftmaxCall(_DeviceCall):
             known and (plain or self.reduction == "mean_rows")
         )
         if counts or flag is not None:
-            weights = (problem.rows(self.weight), self.class_weight) if self.reduction == "mean" else (None, None)
+            weights = (
+                (problem.rows(self.weight), self.class_weight) if self.reduction == "mean" else (None, None)
+            )
             total = self.launch.totals_launch(
                 context, problem.targets, *weights, problem.n_classes, ignore, flag
             )
@@ -229,7 +235,9 @@ class DeviceElementCall(_DeviceCall):
         self.dtype = _device.compute_dtype(self.storage)
         self.weight_shape = self.shape = shape = tuple(logits.shape)
         if not _device.is_device(targets):
-            raise TypeError(f"targets: expected an array on the device, as logits, got {type(targets).__name__}")
+            raise TypeError(
+                f"targets: expected an array on the device, as logits, got {type(targets).__name__}"
+            )
         if tuple(targets.shape) != shape:
             raise ValueError(f"targets: expected the shape of logits, {shape}, got {tuple(targets.shape)}")
         kind = library.dtype(targets)

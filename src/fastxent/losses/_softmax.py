@@ -424,7 +424,9 @@ def softmax_cross_entropy(
         base,
         empty,
     )
-    return softmax_call(logits, targets, sample_weight, reduction, options, num_threads, backend, check).run()[0]
+    return softmax_call(
+        logits, targets, sample_weight, reduction, options, num_threads, backend, check
+    ).run()[0]
 
 
 @_checks.answers_in_kind()

@@ -1,0 +1,215 @@
+"""The CUDA backend on a machine without a GPU: which kernel is chosen, what is refused, and the emulator's run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastxent as fx
+from fastxent import _backend, _device
+
+TESTS = Path(__file__).parent
+NUMBA = importlib.util.find_spec("numba") is not None
+
+
+def no_device():
+    try:
+        _backend.choose("cuda")
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def in_emulator(code_or_file):
+    """Run a test file in a process that the emulator may have to itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "--benchmark-disable"]
+        + code_or_file,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=TESTS.parent,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_CUDA_USE_NVIDIA_BINDING": "1"},
+        check=False,
+    )
+
+
+@pytest.mark.simulated
+@pytest.mark.skipif(not NUMBA, reason="numba is not installed")
+@pytest.mark.parametrize("file", ["test_cuda_kernels.py", "test_cuda_doors.py"])
+def test_in_the_emulator(file):
+    """Every assertion of the GPU's tests holds in the emulator."""
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    done = in_emulator([str(TESTS / file)])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert "passed" in done.stdout
+
+
+def test_without_a_device_says_what_to_install():
+    """No GPU or no numba-cuda: the name raises, "auto" goes on with the CPU."""
+    message = no_device()
+    if message is None:
+        pytest.skip("there is a device")
+    assert "pip install 'fastxent[cuda]'" in message or "NVIDIA GPU" in message
+    with pytest.raises(ImportError, match="backend='cuda' needs"):
+        fx.softmax_cross_entropy([[1.0, 2.0]], [0], backend="cuda")
+    assert fx.softmax_cross_entropy([[1.0, 2.0]], [0], backend="auto") > 0
+
+
+class Fake:
+    """An array of a library that nobody knows."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.shape = (2, 2)
+
+    def __dlpack_device__(self):
+        return self.kind, 0
+
+    def __dlpack__(self, **kwargs):
+        raise AssertionError("nobody may read it")
+
+
+def test_what_is_a_device_array():
+    """DLPack's word, or CUDA's own interface; arrays in memory are none."""
+    assert _device.is_device(Fake(2))
+    assert _device.is_device(Fake(13))
+    assert not _device.is_device(Fake(1))
+    assert not _device.is_device(np.zeros(3))
+    assert not _device.is_device([1.0])
+    assert not _device.is_device(1.0)
+
+
+def test_device_arrays_never_reach_the_cpu():
+    """Without a device their call raises; with another backend's name too, by that name."""
+    if no_device() is None:
+        pytest.skip("there is a device")
+    with pytest.raises(ImportError, match="backend='cuda'"):
+        fx.softmax_cross_entropy(Fake(2), Fake(2))
+    with pytest.raises(ValueError, match="backend: expected 'cuda' or None"):
+        fx.sigmoid_cross_entropy(Fake(2), Fake(2), backend="numpy")
+
+
+def test_a_tensor_in_memory_is_no_device_array():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    assert not _device.is_device(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "expected"),
+    [
+        ((), (), (1, 1)),
+        ((4,), (3,), (4, 3)),
+        ((2, 3), (3, 1), (6, 1)),
+        ((2, 3), (4, 1), None),
+        ((2, 1, 3), (6, 100, 2), (6, 2)),
+        ((5, 7), (0, 0), (35, 0)),
+        ((0, 3), (7, 5), (0, 1)),
+    ],
+)
+def test_collapsed(shape, strides, expected):
+    """Dimensions that can be walked as one."""
+    assert _device.collapsed(shape, strides) == expected
+
+
+# Host logic -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def launch():
+    """The launchers, which need numba-cuda but no device."""
+    pytest.importorskip("numba", reason="numba is not installed")
+    cuda = pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
+    if getattr(cuda, "implementation", None) != "NVIDIA":
+        pytest.skip("numba-cuda is not installed")
+    from fastxent._core_cuda import launch
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n", "k", "packed", "regime", "vectors", "lanes", "threads"),
+    [
+        ("float32", 1 << 20, 10, True, "tile", 1, 1, 256),
+        ("float32", 1 << 20, 10, False, "resident", 1, 8, 256),
+        ("bfloat16", 1 << 20, 100, True, "resident", 2, 8, 256),
+        ("float32", 32768, 100, True, "resident", 2, 16, 256),
+        ("float32", 32768, 1024, True, "resident", 8, 32, 256),
+        ("bfloat16", 32768, 1024, True, "resident", 4, 32, 256),
+        ("bfloat16", 32768, 2048, True, "resident", 4, 0, 64),
+        ("float32", 8192, 8192, True, "resident", 4, 0, 512),
+        ("float16", 8192, 32768, True, "resident", 4, 0, 1024),
+        ("float32", 8192, 32768, True, "stream", 4, 0, 512),
+        ("bfloat16", 4096, 131072, True, "stream", 4, 0, 512),
+        ("float32", 16, 131072, True, "split", 1, 0, 256),
+    ],
+)
+def test_plan(launch, dtype, n, k, packed, regime, vectors, lanes, threads):
+    """A row goes into the registers of as few threads as hold it; the row always fits."""
+    it = launch.plan(dtype, n, k, packed)
+    assert (it.regime, it.vectors, it.lanes, it.threads) == (regime, vectors, lanes, threads)
+    per_vector = 4 if dtype == "float32" else 8
+    if regime == "resident":
+        assert it.vectors * (it.lanes or it.threads) * per_vector >= k - per_vector + 1
+
+
+def test_arguments_of_a_launch(launch, monkeypatch):
+    """Addresses, strides and scalars in the order of the signature, whatever is given; nothing else is launched."""
+    calls = []
+    monkeypatch.setattr(launch, "run", lambda *a: calls.append(a))
+
+    def buffer(shape, dtype, address=1 << 20):
+        strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+        return launch.Buffer(address, address, shape, strides, dtype, None)
+
+    context = launch.Context("stream", lambda shape, dtype: buffer(shape, dtype, 1 << 30))
+    z, y = buffer((1000, 500, 1), "float32"), buffer((1000, 1), "int32")
+    options = (None, None, None, 0.0, False, -100, 0.0, 2.0, 0.5, None)
+    launch.softmax_launch(context, z, y, *options, None, None, z, None)
+    (make, _, signature, grid, threads, stream, values), = calls  # fmt: skip
+    assert make.__name__ == "resident_kernel"
+    assert len(values) == len(signature)
+    assert values[:3] == (z.pointer, z.pointer, y.pointer)
+    assert values[3:7] == (launch.NULL,) * 4
+    assert (grid * 8 * 8 >= 1000, threads, stream) == (True, 256, "stream")
+    assert values[-1] == 0.25  # the gradient's factor over the temperature
+    # rows whose 16-byte boundaries differ from the gradient's have no vectors in common
+    calls.clear()
+    out = launch.Buffer((1 << 20) + 4, (1 << 20) + 4, z.shape, z.strides, "float32", None)
+    launch.softmax_launch(context, z, y, *options, None, None, out, None)
+    assert [call[0].__name__ for call in calls] == ["careful_kernel"]
+    assert len(calls[0][6]) == len(calls[0][2])
+
+
+def test_offsets_are_64_bit(launch, monkeypatch):
+    """Rows times classes beyond 2^31 elements: strides and numbers of rows travel as int64."""
+    calls = []
+    monkeypatch.setattr(launch, "run", lambda *a: calls.append(a))
+    shape = (1 << 22, 4096, 1)
+    z = launch.Buffer(0, 0, shape, (4096, 1, 1), "bfloat16", None)
+    y = launch.Buffer(0, 0, (1 << 22, 1), (1, 1), "int64", None)
+    context = launch.Context(0, lambda shape, dtype: launch.Buffer(0, 0, shape, (1,), dtype, None))
+    launch.softmax_launch(
+        context, z, y, None, None, None, 0.0, False, None, 0.0, 1.0, 1.0, None, None, None, z, None
+    )
+    signature = calls[0][2]
+    assert signature[10] == signature[12] == signature[13] == launch.I64
+
+
+def test_twins(launch):
+    """The functions on NumPy arrays are those of the specification, argument by argument."""
+    import inspect
+
+    from fastxent import _core_cuda, _core_numpy
+
+    for name in ("element_totals", "sigmoid_elements", "softmax_rows", "target_totals"):
+        ours, theirs = (inspect.signature(getattr(core, name)) for core in (_core_cuda, _core_numpy))
+        assert list(ours.parameters.values()) == list(theirs.parameters.values()), name
+    with pytest.raises(NotImplementedError, match="no kernel for softmax_hvp: use backend='cpu'"):
+        _ = _core_cuda.softmax_hvp

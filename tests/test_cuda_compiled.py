@@ -1,0 +1,125 @@
+"""The CUDA kernels as machine code, without a GPU or a driver: what their speed stands on.
+
+A spilled register, a load of four bytes instead of sixteen or an instruction too many in the inner loop costs a part of
+the memory's rate that no test of results would notice. The ceilings are what the kernels compile to today, with a margin
+of a few registers; GPU.md's budget at 4.3 TB/s is 15.6 instructions per 16-bit element read, 31 per float32.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+numba_cuda = pytest.importorskip("numba.cuda", reason="numba-cuda is not installed")
+if getattr(numba_cuda, "implementation", None) != "NVIDIA":
+    pytest.skip("numba-cuda is not installed", allow_module_level=True)
+pytest.importorskip("cuda.bindings.nvjitlink", reason="nvidia-nvjitlink is not installed")
+import cuda_sass
+
+from fastxent._core_cuda import careful, elements, launch, softmax, totals
+from fastxent._core_cuda.storage import STORAGES
+
+if cuda_sass.disassembler() is None:
+    pytest.skip("nvdisasm is not installed", allow_module_level=True)
+
+pytestmark = pytest.mark.sass
+slow = pytest.mark.slow
+
+
+def rows(make, dtype, *arguments, threads, label="int64"):
+    return make(STORAGES[dtype], *arguments), launch._row_signature(dtype, label), threads
+
+
+def split(dtype, saved):
+    kernel = softmax.split_kernel(STORAGES[dtype], saved, True, 256)
+    return kernel, (*launch._split_signature(dtype, "int64"), launch.I32), 256
+
+
+def partial(dtype):
+    return softmax.partial_kernel(STORAGES[dtype], False, 256), launch._partial_signature(dtype, "int64"), 256
+
+
+def flat(dtype, family=0):
+    target = dtype
+    x, y, f = (launch.pointer_to(STORAGES[name].element) for name in (dtype, target, "float32"))
+    I64, I32, F32 = launch.I64, launch.I32, launch.F32
+    ends = (launch.pointer_to(launch.F64), launch.pointer_to(I64), I64, I64, I32, *(F32,) * 5)
+    return elements.flat_kernel(STORAGES[dtype], STORAGES[target], True, family), (x, x, y, f, *ends), 256
+
+
+# kernel, ceiling of registers, 16-byte loads at least
+VARIANTS = {
+    "tile 10": (lambda t: rows(softmax.tile_kernel, t, 10, True, threads=256), 72, 2),
+    "8 lanes": (lambda t: rows(softmax.resident_kernel, t, 2, 8, True, threads=256), 80, 2),
+    "32 lanes": (lambda t: rows(softmax.resident_kernel, t, 4, 32, True, threads=256), 104, 4),
+    "block": (lambda t: rows(softmax.resident_kernel, t, 4, 0, True, threads=512), 104, 4),
+    "stream": (lambda t: rows(softmax.stream_kernel, t, False, True, 512, threads=512), 72, 9),
+    "partial": (partial, 72, 5),
+    "split": (lambda t: split(t, False), 72, 5),
+    "saved": (lambda t: split(t, True), 72, 5),
+    "sigmoid": (flat, 96, 2),
+    "binary focal": (lambda t: flat(t, 1), 96, 2),
+}
+NINE = [("stream", "float32"), ("stream", "bfloat16")]
+REST = [(v, t) for v in VARIANTS for t in ("float32", "bfloat16") if (v, t) not in NINE] + [
+    ("stream", "float16"),
+    ("block", "float16"),
+]
+CASES = [pytest.param(*case, (9, 0)) for case in NINE]
+CASES += [pytest.param(*case, (9, 0), marks=slow) for case in REST]
+CASES += [pytest.param(v, "bfloat16", (8, 0), marks=slow) for v in ("stream", "block", "tile 10")]
+
+
+@pytest.mark.parametrize(("variant", "dtype", "cc"), CASES)
+def test_machine_code(variant, dtype, cc, tmp_path):
+    """No spill, no local memory, 16-byte loads, no 64-bit division; few enough registers for two blocks at least."""
+    make, registers, loads = VARIANTS[variant]
+    function, signature, threads = make(dtype)
+    code = cuda_sass.machine_code(function, signature, cc, tmp_path, threads)
+    assert code.spills == 0
+    assert code.stack == 0
+    assert code.count("LDL", "STL") == 0
+    assert code.registers <= registers + (16 if cc == (8, 0) else 0)
+    assert re.search(r"ld\.global\.v4|ld\.global\.nc\.v4", code.ptx)
+    assert code.count("LDG.E.128", "LDG.E.128.CONSTANT") >= loads
+    assert not re.search(r"(?:div|rem)\.[su]64", code.ptx)
+    if variant == "stream":
+        per_vector = STORAGES[dtype].per_vector
+        elements_of_loop = softmax.UNROLL * per_vector
+        # the two sweeps: the loops of as many exponentials as elements (and one more, which rescales the sum)
+        sums = [loop for loop in code.loops if loop["MUFU.EX2"] == elements_of_loop + 1]
+        gradient = [loop for loop in code.loops if loop["MUFU.EX2"] == elements_of_loop and loop["STG.E.128"]]
+        assert len(sums) == len(gradient) == 1
+        ceiling = 6.0 if dtype == "float32" else 6.5
+        for loop in sums + gradient:
+            assert loop.total() / elements_of_loop <= ceiling
+            assert loop["LDG.E.128"] == softmax.UNROLL
+
+
+@slow
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_general_kernels_compile(dtype, tmp_path):
+    """The careful kernels, the elements of two axes and the sums: no spill."""
+    storage = STORAGES[dtype]
+    real = launch.pointer_to(launch.real_of(dtype))
+    x, I64 = launch.pointer_to(launch.element_of(dtype)), launch.I64
+    P64, PI = launch.pointer_to(launch.F64), launch.pointer_to(I64)
+    numbers = (launch.real_of(dtype), launch.I32, *(launch.real_of(dtype),) * 4)
+    two_axes = (x, x, real, real, real, real, P64, PI, P64, I64, I64, *(I64,) * 10, launch.I32, *numbers)
+    target = STORAGES["float64" if dtype == "float64" else "float32"]
+    labels = (launch.pointer_to(launch.LABELS["int32"]), real, real, P64, PI, *(I64,) * 8, launch.I32)
+    soft = (real, real, real, P64, PI, *(I64,) * 8, launch.I32)
+    combined = (P64, real, P64, I64, launch.F64, launch.types.boolean, launch.F64)
+    cases = [
+        (careful.careful_kernel(storage, 32, False, True), launch._careful_signature(dtype, "int64"), 256),
+        (careful.careful_kernel(storage, 0, True, True), launch._careful_signature(dtype, target.name), 256),
+        (elements.strided_kernel(storage, target, True), two_axes, 256),
+        (totals.label_totals_kernel(), labels, 512),
+        (totals.soft_totals_kernel(), soft, 512),
+        (totals.combine_kernel(launch.real_of(dtype)), combined, 512),
+    ]
+    for function, signature, threads in cases[: 4 if dtype == "float16" else None]:
+        code = cuda_sass.machine_code(function, signature, (9, 0), tmp_path, threads)
+        assert code.spills == 0
+        assert code.count("LDL", "STL") == 0

@@ -1,0 +1,235 @@
+"""The doors of the losses on device arrays: results, reductions, options, errors; on a GPU or in the emulator."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import pytest
+import reference
+
+import fastxent as fx
+
+pytest.importorskip("numba", reason="numba is not installed")
+pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+pytestmark = pytest.mark.simulated if SIMULATED else pytest.mark.gpu
+
+
+def emulated():
+    """NumPy arrays of a class that says it is on a device, and the library that knows it."""
+    import types
+
+    import cuda_emulator
+
+    from fastxent import _backend, _device
+
+    launch = cuda_emulator.install()
+
+    class Array(np.ndarray):
+        pass
+
+    Array.__module__ = "emulated"
+
+    def wrapped(function):
+        return lambda *a, **k: np.asarray(function(*a, **k)).view(Array)
+
+    names = ("broadcast_to", "ascontiguousarray", "empty", "empty_like", "zeros")
+    functions = types.SimpleNamespace(**{name: wrapped(getattr(np, name)) for name in names})
+    functions.asarray = wrapped(np.asarray)
+
+    class Emulated(_device.Library):
+        @staticmethod
+        def module():
+            return functions
+
+        def empty(self, shape, dtype):
+            dtype = np.dtype(dtype)
+            return wrapped(np.full)(shape, math.nan if dtype.kind == "f" else 0, dtype)
+
+        def buffer(self, x):
+            return cuda_emulator.buffer(launch, x)._replace(owner=x)
+
+        def stream(self):
+            return None
+
+    _device.LIBRARIES["emulated"] = Emulated
+    core = types.SimpleNamespace(launch=launch)
+    _backend._cuda = lambda: core
+    return wrapped(np.array), np.asarray
+
+
+def torch_on_a_gpu():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    return (lambda a: torch.as_tensor(np.asarray(a), device="cuda")), lambda t: t.detach().cpu().numpy()
+
+
+@pytest.fixture(scope="module")
+def library():
+    """(to the device, back to NumPy)."""
+    return emulated() if SIMULATED else torch_on_a_gpu()
+
+
+def problem(n=6, k=37):
+    rng = np.random.default_rng(0)
+    z = (3 * rng.standard_normal((n, k))).astype(np.float32)
+    y = rng.integers(0, k, n)
+    y[2] = -100
+    return z, y
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "mean_rows", "mean_all"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_reductions(library, reduction, weighted):
+    """Loss and gradient of every reduction, denominators included, in the caller's library."""
+    to, back = library
+    z, y = problem()
+    options = {"reduction": reduction, "base": 2}
+    if weighted:
+        options["sample_weight"] = np.linspace(0, 1, len(z))
+        options["class_weight"] = np.linspace(1, 2, z.shape[1])
+    truth = reference.softmax(z.astype(np.float64), y, **options)
+    options = {n: to(v) if isinstance(v, np.ndarray) else v for n, v in options.items()}
+    given = to(z)
+    loss, grad = fx.softmax_cross_entropy_with_grad(given, to(y), **options)
+    assert type(loss) is type(grad) is type(given)
+    expected = truth.losses if reduction == "none" else truth.loss
+    assert np.allclose(back(loss), expected, rtol=3e-6)
+    assert np.allclose(back(grad), truth.grad, atol=3e-6 * np.abs(truth.grad).max(), rtol=1e-5)
+    assert np.allclose(back(fx.softmax_cross_entropy(given, to(y), **options)), expected, rtol=3e-6)
+
+
+def test_forward_and_backward(library):
+    """lse for the backward pass; upstream gradients as numbers, arrays without dimensions, and one per row."""
+    to, back = library
+    z, y = problem()
+    truth = reference.softmax(z.astype(np.float64), y)
+    loss, lse = fx.softmax_cross_entropy_forward(to(z), to(y))
+    assert np.allclose(back(lse), truth.lse, rtol=1e-6)
+    assert tuple(loss.shape) == ()
+    for saved in (None, lse):
+        for upstream in (2.0, to(np.float32(2.0))):
+            grad = fx.softmax_cross_entropy_backward(upstream, to(z), to(y), saved)
+            assert np.allclose(back(grad), 2 * truth.grad, atol=1e-6)
+    rows = np.linspace(-1, 1, len(z)).astype(np.float32)
+    grad = fx.softmax_cross_entropy_backward(to(rows), to(z), to(y), lse, reduction="none")
+    truth = reference.softmax(z.astype(np.float64), y, reduction="none")
+    assert np.allclose(back(grad), truth.grad * rows[:, None], atol=2e-6)
+
+
+def test_in_place_checks_before_it_writes(library):
+    """`out` may be the logits; a bad label is found before the first write."""
+    to, back = library
+    z, y = problem()
+    given = to(z)
+    _, grad = fx.softmax_cross_entropy_with_grad(given, to(y), out=given)
+    assert grad is given
+    truth = reference.softmax(z.astype(np.float64), y)
+    assert np.allclose(back(given), truth.grad, atol=1e-6)
+    given = to(z)
+    y[4] = z.shape[1]
+    with pytest.raises(ValueError, match=r"targets\[4\] is not a class: expected 0 <= label < 37"):
+        fx.softmax_cross_entropy_with_grad(given, to(y), out=given)
+    assert np.array_equal(back(given), z)
+    with pytest.raises(ValueError, match=r"targets\[4\]"):
+        fx.softmax_cross_entropy(given, to(y))
+    loss = fx.softmax_cross_entropy(given, to(y), check=False, reduction="none")
+    assert np.isnan(back(loss)).sum() == 1
+
+
+def test_axes_and_soft_targets(library):
+    """Classes on axis 1 of three; soft targets; both without a transposed copy."""
+    to, back = library
+    rng = np.random.default_rng(1)
+    z = rng.standard_normal((2, 5, 4)).astype(np.float32)
+    for y in (rng.integers(0, 5, (2, 4)), rng.random((2, 5, 4)).astype(np.float32)):
+        truth = reference.softmax(z.astype(np.float64), y, axis=1, label_smoothing=0.1)
+        loss, grad = fx.softmax_cross_entropy_with_grad(to(z), to(y), axis=1, label_smoothing=0.1)
+        assert np.allclose(back(loss), truth.loss, rtol=2e-6)
+        assert np.allclose(back(grad), truth.grad, atol=1e-6)
+    bad = np.full((2, 5, 4), -1.0, np.float32)
+    with pytest.raises(ValueError, match="expected probabilities >= 0"):
+        fx.softmax_cross_entropy(to(z), to(bad), axis=1)
+
+
+def test_objects(library):
+    """Loss objects take device arrays; what has no kernel raises."""
+    to, back = library
+    z, y = problem()
+    for loss in (fx.FocalLoss(gamma=2.0, alpha=0.5), fx.Poly1Loss(), fx.GeneralizedCrossEntropy()):
+        expected, slope = loss.loss_grad(z.astype(np.float64), y)
+        value, grad = loss.loss_grad(to(z), to(y))
+        assert np.allclose(back(value), expected, rtol=3e-6)
+        assert np.allclose(back(grad), slope, atol=1e-6)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        fx.SoftmaxCrossEntropy().grad_hess(to(z), to(y))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sigmoid(library, reduction, weighted):
+    """Elementwise losses: flat, or with weights that broadcast."""
+    to, back = library
+    rng = np.random.default_rng(2)
+    z = rng.standard_normal((4, 9)).astype(np.float32)
+    y = (rng.random((4, 9)) < 0.5).astype(np.float32)
+    options = {"reduction": reduction, "label_smoothing": 0.1}
+    if weighted:
+        options["sample_weight"] = rng.random((4, 1)).astype(np.float32)
+        options["pos_weight"] = 1 + rng.random(9).astype(np.float32)
+    expected, slope = fx.sigmoid_cross_entropy_with_grad(z.astype(np.float64), y, **options)
+    options = {n: to(v) if isinstance(v, np.ndarray) else v for n, v in options.items()}
+    loss, grad = fx.sigmoid_cross_entropy_with_grad(to(z), to(y), **options)
+    assert np.allclose(back(loss), expected, rtol=3e-6)
+    assert np.allclose(back(grad), slope, atol=1e-6)
+    upstream = 3.0 if reduction != "none" else to(np.full((4, 9), 3.0, np.float32))
+    grad = fx.sigmoid_cross_entropy_backward(upstream, to(z), to(y), **options)
+    assert np.allclose(back(grad), 3 * slope, atol=3e-6)
+    for member in (fx.BinaryFocalLoss(), fx.AsymmetricLoss()):
+        expected, slope = member.loss_grad(z.astype(np.float64), y)
+        value, grad = member.loss_grad(to(z), to(y))
+        assert np.allclose(back(value), expected, rtol=3e-6)
+        assert np.allclose(back(grad), slope, atol=1e-6)
+    y[1, 2] = 2
+    with pytest.raises(ValueError, match=r"targets\[1, 2\]: expected a number in \[0, 1\]"):
+        fx.sigmoid_cross_entropy(to(z), to(y))
+
+
+def test_nothing_to_do(library):
+    """No rows: 0, or NaN where that is asked for."""
+    to, back = library
+    z, y = to(np.empty((0, 3), np.float32)), to(np.empty(0, np.int64))
+    loss, grad = fx.softmax_cross_entropy_with_grad(z, y)
+    assert back(loss) == 0
+    assert tuple(grad.shape) == (0, 3)
+    assert np.isnan(back(fx.softmax_cross_entropy(z, y, empty="nan")))
+    ignored = to(np.full(2, -100)), to(np.ones((2, 3), np.float32))
+    loss, grad = fx.softmax_cross_entropy_with_grad(ignored[1], ignored[0])
+    assert back(loss) == 0
+    assert not back(grad).any()
+
+
+def test_mistakes(library):
+    """Errors name the argument, what was expected and what came."""
+    to, _ = library
+    z, y = problem()
+    with pytest.raises(TypeError, match="targets: expected an array on the device"):
+        fx.softmax_cross_entropy(to(z), y)
+    with pytest.raises(TypeError, match="targets: expected integer or bool labels, got dtype float32"):
+        fx.softmax_cross_entropy(to(z), to(y.astype(np.float32)))
+    with pytest.raises(ValueError, match=r"targets: expected integer labels of shape \(6,\)"):
+        fx.softmax_cross_entropy(to(z), to(y[:-1]))
+    with pytest.raises(TypeError, match="logits: expected float32"):
+        fx.softmax_cross_entropy(to(z.astype(np.int32)), to(y))
+    with pytest.raises(TypeError, match="out: expected an array on the device"):
+        fx.softmax_cross_entropy_with_grad(to(z), to(y), out=z)
+    with pytest.raises(ValueError, match="out: expected shape"):
+        fx.softmax_cross_entropy_with_grad(to(z), to(y), out=to(z[:-1]))
+    with pytest.raises(ValueError, match=r"class_weight: expected shape \(37,\)"):
+        fx.softmax_cross_entropy(to(z), to(y), class_weight=to(np.ones(3, np.float32)))
+    with pytest.raises(ValueError, match="backend: expected 'cuda' or None"):
+        fx.softmax_cross_entropy(to(z), to(y), backend="numpy")
