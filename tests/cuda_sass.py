@@ -17,7 +17,7 @@ from numba.cuda import dispatcher
 
 
 class Machine(NamedTuple):
-    """What a kernel became: registers, spilled bytes, PTX, opcodes, and each loop's opcodes without its inner loops'."""
+    """What a kernel became: registers, spilled bytes, PTX, opcodes, each loop's opcodes without its inner loops'."""
 
     registers: int
     spills: int

@@ -26,27 +26,29 @@ def no_device():
     return None
 
 
-def in_emulator(code_or_file):
-    """Run a test file in a process that the emulator may have to itself."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "--benchmark-disable"]
-        + code_or_file,
+@pytest.mark.simulated
+@pytest.mark.skipif(not NUMBA, reason="numba is not installed")
+@pytest.mark.parametrize(
+    ("file", "selection"),
+    [
+        ("test_cuda_kernels.py", "not slow"),
+        ("test_cuda_doors.py", "not slow"),
+        pytest.param("test_cuda_kernels.py", "slow", marks=pytest.mark.slow),
+    ],
+)
+def test_in_the_emulator(file, selection):
+    """Every assertion of the GPU's tests holds in the emulator, which needs a process of its own."""
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--benchmark-disable", "-m", selection, str(TESTS / file)],
         capture_output=True,
         text=True,
         timeout=280,
         cwd=TESTS.parent,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_CUDA_USE_NVIDIA_BINDING": "1"},
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
         check=False,
     )
-
-
-@pytest.mark.simulated
-@pytest.mark.skipif(not NUMBA, reason="numba is not installed")
-@pytest.mark.parametrize("file", ["test_cuda_kernels.py", "test_cuda_doors.py"])
-def test_in_the_emulator(file):
-    """Every assertion of the GPU's tests holds in the emulator."""
-    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
-    done = in_emulator([str(TESTS / file)])
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert "passed" in done.stdout
 

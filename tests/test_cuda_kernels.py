@@ -20,6 +20,8 @@ ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed"
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 pytestmark = pytest.mark.simulated if SIMULATED else pytest.mark.gpu
 
+slow = pytest.mark.slow
+
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -208,7 +210,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=slow), "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in place"])
 def test_labels(machine, sizes, regimes, shape, dtype, in_place):
@@ -220,7 +222,7 @@ def test_labels(machine, sizes, regimes, shape, dtype, in_place):
     assert kernel in regimes
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=slow)])
 @pytest.mark.parametrize("shape", ["8 lanes", "block", "stream", "split"], ids=str)
 def test_options_and_places(machine, sizes, regimes, shape, dtype):
     """Smoothing, z-loss, temperature and weights; rows with gaps, off every boundary."""
@@ -258,7 +260,9 @@ FAMILIES = [("focal", 2.0, 0.0), ("linear", 1.0, 1.5), ("power", 0.7, 0.0)]
 
 
 @pytest.mark.parametrize("member", FAMILIES, ids=[m[0] for m in FAMILIES])
-@pytest.mark.parametrize("shape", ["tile-odd", "8 lanes", "stream", "split"], ids=str)
+@pytest.mark.parametrize(
+    "shape", ["tile-odd", "8 lanes", *(pytest.param(s, marks=slow) for s in ("stream", "split"))]
+)
 def test_family(machine, sizes, shape, member):
     """L = f(p_y): the sweeps are those of cross-entropy, f and its slope are a row's."""
     from fastxent import _core_numpy
@@ -393,7 +397,7 @@ def test_one_class(machine):
 ELEMENTS = [("cross_entropy", 0.0, 0.0, 0.0), ("focal", 2.0, 0.25, 0.75), ("asymmetric", 1.0, 4.0, 0.05)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=slow), "bfloat16", "float64"])
 @pytest.mark.parametrize("targets", ["same", "compute", "bool"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["flat", "weighted"])
 @pytest.mark.parametrize("member", ELEMENTS, ids=[m[0] for m in ELEMENTS])
@@ -427,7 +431,7 @@ def test_sigmoid(machine, dtype, targets, weighted, member):
     there = np.zeros(offset + y.size + 16, kind)
     there[offset : offset + y.size] = y.ravel()
     there = machine.put(there)
-    if kind == bool and not SIMULATED:
+    if kind.name == "bool" and not SIMULATED:
         there = there._replace(pointer=there.address + offset, address=there.address + offset)
         there = there._replace(shape=shape, strides=strides)
     else:

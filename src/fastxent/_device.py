@@ -1,12 +1,13 @@
 """Arrays on a CUDA device: whose they are, where they lie, and fresh ones from the same library.
 
-An array is one of PyTorch, CuPy or Numba, or of any library with `__cuda_array_interface__` or DLPack; of the latter two
-results are Numba's, or CuPy's where it is installed. Nothing here goes through NumPy or waits for the device, but for
+An array is one of PyTorch, CuPy or Numba, or of any library with `__cuda_array_interface__`, whose results are Numba's,
+or with DLPack alone, whose results are CuPy's. Nothing here goes through NumPy or waits for the device, but for
 `item`. Nothing is imported that the caller has not imported.
 """
 
 import functools
 import importlib
+import itertools
 import math
 import sys
 
@@ -268,7 +269,7 @@ def collapsed(shape, strides):
     dims = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
     if 0 in shape or not dims:
         return math.prod(shape), 1
-    for (_, outer), (n, inner) in zip(dims, dims[1:], strict=False):
+    for (_, outer), (n, inner) in itertools.pairwise(dims):
         if outer != n * inner:
             return None
     return math.prod(shape), dims[-1][1]
@@ -278,7 +279,7 @@ def _split(buffer, *cuts):
     """A buffer whose dimensions are collapsed between the cuts, or None."""
     shape, strides = [], []
     edges = (0, *cuts, len(buffer.shape))
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         part = collapsed(buffer.shape[start:stop], buffer.strides[start:stop])
         if part is None:
             return None

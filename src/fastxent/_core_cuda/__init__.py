@@ -1,4 +1,4 @@
-"""The kernels on CUDA devices, in Numba: the functions of `_core_numpy` on NumPy arrays, and launchers for device arrays.
+"""The kernels on CUDA devices, in Numba: `_core_numpy`'s functions on NumPy arrays, and launchers for device arrays.
 
 A row is read once where it fits the registers of a warp or of a block, twice where it does not; loads and stores are 16
 bytes wide wherever a row begins; the reduction's factor is in the gradient before it is written. `intrinsics` has the
@@ -184,7 +184,7 @@ def sigmoid_elements(
 
 
 def element_totals(targets, sample_weight, num_threads):
-    """Sum of the weights (element count without), and first target outside [0, 1] or -1: on the host, where they are."""
+    """Sum of the weights (element count without), and first target outside [0, 1] or -1; computed on the host."""
     total = float(targets.size) if sample_weight is None else float(sample_weight.sum(dtype=numpy.float64))
     wrong = ~((targets >= 0) & (targets <= 1))
     return total, int(wrong.argmax()) if wrong.any() else -1

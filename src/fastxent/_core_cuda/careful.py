@@ -121,7 +121,6 @@ def careful_kernel(storage, lanes, soft, grad):
             top = group_max(top, -INF, shared_max, mask)
             less = ZERO
             peaks = ZERO
-            mass = ZERO
             k = int64(lane)
             while k < n_classes:
                 u = get(X, origin + k * x_step) * inv_t

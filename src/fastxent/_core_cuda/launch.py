@@ -130,7 +130,7 @@ def plan(dtype, n_rows, n_classes, packed):
     return Plan("stream", softmax.UNROLL, BLOCK, SIZES.stream, n_rows, n_rows)
 
 
-# ------------------------------------------------------------------------------------------------------- compile, launch
+# ------------------------------------------------------------------------------------------------------- launches
 
 
 @functools.cache
@@ -206,7 +206,7 @@ def _partial_signature(dtype, label):
 @functools.cache
 def _careful_signature(dtype, target):
     x, f, real = pointer_to(element_of(dtype)), pointer_to(real_of(dtype)), real_of(dtype)
-    given = pointer_to(LABELS[target] if target in LABELS else real)
+    given = pointer_to(LABELS.get(target, real))
     pointers = (x, x, given, f, f, f, f, f, pointer_to(F64), pointer_to(I64), pointer_to(F64))
     return (
         *pointers,

@@ -505,7 +505,7 @@ def partial_kernel(storage, smooth, threads, chunk=CHUNK):
             y = int64(0)
         y = int32(y)
         xy = get(X, origin + y)
-        mine, vector, element = place_of(y, head, body, tail, lane, size, SHIFT)
+        _, vector, element = place_of(y, head, body, tail, lane, size, SHIFT)
         x_head = -INF
         x_tail = -INF
         spread = ZERO
@@ -521,7 +521,7 @@ def partial_kernel(storage, smooth, threads, chunk=CHUNK):
                 x_tail = -INF
         state = (-INF, FLOOR, ZERO, spread)
         x_row = on.advance(X, origin + head)
-        i, state = sums(x_row, int32(first + lane), last, vector, element, base2, xy, state)
+        _, state = sums(x_row, int32(first + lane), last, vector, element, base2, xy, state)
         high, exponent, total, spread = state
         top = on.fmax(high, on.fmax(x_head, x_tail))
         top = group_max(top, -INF, shared_max, mask)
@@ -552,7 +552,7 @@ def partial_kernel(storage, smooth, threads, chunk=CHUNK):
 @device
 def from_lse(lse, label, n_classes, weight, own, scale, o):
     """A, B, g_y of cross-entropy from a saved lse, whose rounding goes into p; the label's logit only into g_y."""
-    inv_t, base2, z, a, b, on_label, off_label = o
+    inv_t, _, z, _, _, on_label, off_label = o
     if weight == ZERO:
         return ZERO, ZERO, ZERO
     away = ZERO if label * inv_t == lse else label * inv_t - lse
@@ -567,10 +567,10 @@ def from_lse(lse, label, n_classes, weight, own, scale, o):
 
 
 def split_kernel(storage, saved, grad, threads, chunk=CHUNK):
-    """Combine a row's chunks, or take its saved lse, and write one chunk of the gradient; grid (chunks, rows), or (1, rows) without.
+    """Combine a row's chunks, or take its saved lse, and write one chunk of the gradient.
 
-    In place, the label's logit belongs to the block that overwrites it: the others find it in the chunks' states, and
-    with a saved lse they do without.
+    The grid is (chunks, rows), or (1, rows) without a gradient. In place, the label's logit belongs to the block that
+    overwrites it: the others find it in the chunks' states, and with a saved lse they do without.
     """
     SHIFT = storage.per_vector.bit_length() - 1
     get, put = storage.get, storage.put
@@ -650,7 +650,7 @@ def split_kernel(storage, saved, grad, threads, chunk=CHUNK):
         if GRAD:
             cuda.syncthreads()  # the label's logit has been read
             if abs(n2) < HUGE and weight != ZERO:
-                mine, vector, element = place_of(y, head, body, tail, lane, size, SHIFT)
+                mine, _, _ = place_of(y, head, body, tail, lane, size, SHIFT)
                 A *= correction
                 x_row = on.advance(X, origin + head)
                 g_row = on.advance(G, target + head)

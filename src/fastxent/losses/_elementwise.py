@@ -232,7 +232,7 @@ def sigmoid_cross_entropy(
     num_threads : int, optional
         As for `softmax_cross_entropy`.
     backend : {None, "auto", "numpy", "cpu", "cuda"}, default=None
-        Which kernels.
+        Which kernels. Arrays on a CUDA device run there; "cuda" copies NumPy arrays there and the results back.
     check : bool, default=True
         False skips the checks that read data.
 

@@ -1,7 +1,7 @@
 """Checked calls on arrays of a CUDA device: launches on the caller's stream, results in the caller's library.
 
-Nothing waits for the device but the check of the targets, which reads one number (`check=False` leaves it out). A reduced
-loss is an array of no dimensions, not a Python number, because a number would have to be waited for.
+Nothing waits for the device but the check of the targets, which reads one number (`check=False` leaves it out). A
+reduced loss is an array of no dimensions, not a Python number, because a number would have to be waited for.
 """
 
 import math

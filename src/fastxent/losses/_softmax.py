@@ -388,7 +388,7 @@ def softmax_cross_entropy(
         At most so many threads. None: OMP_NUM_THREADS, CPU affinity and cgroup limits decide. The result has the same
         bits for any number.
     backend : {None, "auto", "numpy", "cpu", "cuda"}, default=None
-        Which kernels.
+        Which kernels. Arrays on a CUDA device run there; "cuda" copies NumPy arrays there and the results back.
     check : bool, default=True
         False skips the checks that read data; a bad label then gives a NaN row.
 

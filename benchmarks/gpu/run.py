@@ -1,0 +1,461 @@
+"""Everything that has to be known of the CUDA kernels on a GPU, in one run of about ten minutes.
+
+    python benchmarks/gpu/run.py                    all of it
+    python benchmarks/gpu/run.py --only grid --quick
+
+Versions; the rates at which this GPU copies, reads and fills; the GPU's tests, and large problems against float64
+over poisoned outputs; compute-sanitizer on small cases; loss and gradient over shapes, dtypes and modes beside PyTorch
+eager, torch.compile and Liger, as a share of the rates measured in the same run; what a launch costs the host. Inputs
+rotate through more memory than the cache holds; times are medians of events on the device. Writes <date>-<GPU>.json
+and .md to `benchmarks/gpu/results/`. Needs PyTorch for the arrays and the baselines; without a GPU it says so and ends
+with status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parent / "results"
+
+SHAPES = [
+    (8192, 32768),
+    (4096, 131072),
+    (8192, 8192),
+    (32768, 1024),
+    (262144, 100),
+    (1 << 20, 10),
+    (16, 131072),
+]
+SHAPES += [(4096, 50257), (32768, 1003)]  # off every boundary
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
+MODES = ("forward", "backward", "fused", "in place")
+ELEMENTS = 1 << 26
+PACKAGES = (
+    "fastxent",
+    "numpy",
+    "numba",
+    "numba-cuda",
+    "cuda-core",
+    "cuda-bindings",
+    "torch",
+    "triton",
+    "liger-kernel",
+)
+CACHE = 1 << 28  # bytes that inputs rotate through at least
+
+
+def bytes_moved(n_rows, n_classes, itemsize, mode):
+    """Bytes that a perfect kernel moves: logits read, gradient written, int64 labels, float32 losses and lse.
+
+    >>> bytes_moved(8192, 32768, 4, "forward"), bytes_moved(8192, 32768, 4, "fused")
+    (1073872896, 2147581952)
+    """
+    logits = n_rows * n_classes * itemsize
+    per_row = {"forward": 16, "backward": 16, "fused": 12, "in place": 12}[mode]
+    return (1 if mode == "forward" else 2) * logits + per_row * n_rows
+
+
+def element_bytes(n, itemsize, target_itemsize):
+    """Bytes of a fused sigmoid cross-entropy: logits and targets read, gradient written.
+
+    >>> element_bytes(10, 2, 1)
+    50
+    """
+    return n * (2 * itemsize + target_itemsize)
+
+
+def share(row, ceilings):
+    """A row's rate over the rate that this GPU was measured to reach: reading for a forward pass, else copying."""
+    ceiling = ceilings.get("read" if row["mode"] == "forward" else "copy")
+    return None if not ceiling or row.get("us") is None else row["bytes"] / row["us"] / 1e6 / ceiling
+
+
+def number(value, digits=3):
+    """A number as a table's cell."""
+    return "" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def table(report):
+    """The report as markdown."""
+    ceilings = report.get("ceilings", {})
+    lines = [f"# {report['device']}, {report['date']}", ""]
+    lines += [", ".join(f"{name} {version}" for name, version in report["versions"].items()), ""]
+    rates = ", ".join(f"{name} {number(rate)}" for name, rate in ceilings.items())
+    lines += [f"Measured rates, TB/s: {rates or 'none'}.", ""]
+    for name, outcome in report.get("checks", {}).items():
+        lines.append(f"- {name}: {outcome}")
+    lines += [
+        "",
+        "| problem | dtype | mode | us | TB/s | share | torch | torch.compile | Liger |",
+        "|---|" + "---|" * 8,
+    ]
+    for row in report.get("grid", []):
+        cells = [row["problem"], row["dtype"], row["mode"], number(row.get("us"), 4)]
+        rate = None if row.get("us") is None else row["bytes"] / row["us"] / 1e6
+        cells += [number(rate), number(share(row, ceilings), 2)]
+        cells += [number(row.get(peer), 4) for peer in ("torch", "compile", "liger")]
+        lines.append("| " + " | ".join(cells) + " |")
+    if report.get("launch"):
+        lines += ["", "| host cost of a call | us |", "|---|---|"]
+        lines += [f"| {name} | {number(us)} |" for name, us in report["launch"].items()]
+    if report.get("errors"):
+        lines += ["", "Failed:", *(f"- {where}: {what}" for where, what in report["errors"].items())]
+    lines += [
+        "",
+        "Not built, so not measured: thread-block clusters, linear_cross_entropy and the estimators on a GPU.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(report, folder):
+    """Both files of a report; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{report['date']}-{report['device'].replace(' ', '-')}"
+    paths = folder / f"{stem}.json", folder / f"{stem}.md"
+    paths[0].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    paths[1].write_text(table(report), encoding="utf-8")
+    return paths
+
+
+def versions():
+    """Versions of what takes part, and the driver's."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    tool = shutil.which("nvidia-smi")
+    if tool:
+        query = [tool, "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+        found["driver, SM and memory clock"] = (
+            done.stdout.strip().splitlines()[0] if done.stdout else "unknown"
+        )
+    return found
+
+
+def need_gpu():
+    """PyTorch and the CUDA backend, or an explanation of what is missing and the end of the program."""
+    try:
+        import torch
+    except ImportError:
+        sys.exit(_missing("PyTorch is not installed: pip install torch"))
+    from fastxent import _backend
+
+    try:
+        _backend.choose("cuda")
+    except ImportError as error:
+        sys.exit(_missing(str(error)))
+    if not torch.cuda.is_available():
+        sys.exit(_missing("PyTorch sees no CUDA device"))
+    return torch
+
+
+def _missing(why):
+    print(f"benchmarks/gpu/run.py: nothing measured: {why}", file=sys.stderr)
+    return 2
+
+
+# ------------------------------------------------------------------------------------------------------- timing
+
+
+def microseconds(torch, calls, repeats=30):
+    """Median time on the device of one call; the calls of a list rotate, so that each finds its input out of cache."""
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    times = []
+    for i in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        calls[i % len(calls)]()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) * 1000)
+    return statistics.median(times)
+
+
+def ceilings(torch, quick):
+    """TB/s of copying, reading and filling, and of our own 16-byte copy, over buffers beyond the cache."""
+    n = 1 << (27 if quick else 29)
+    a, b = (torch.zeros(n, device="cuda") for _ in range(2))
+    half = n // 2
+    copies = [lambda: b[:half].copy_(a[:half]), lambda: b[half:].copy_(a[half:])]
+    reads = [lambda: a[:half].sum(), lambda: b[half:].sum()]
+    fills = [lambda: a[:half].fill_(1.0), lambda: b[half:].fill_(1.0)]
+    of = functools.partial(microseconds, torch)
+    found = {
+        "copy": 8 * half / of(copies) / 1e6,
+        "read": 4 * half / of(reads) / 1e6,
+        "fill": 4 * half / of(fills) / 1e6,
+    }
+    kernel = own_copy()
+    blocks = 132 * 16
+    mine = [lambda: kernel(blocks, b.data_ptr(), a.data_ptr(), half // 4)]
+    mine.append(lambda: kernel(blocks, b.data_ptr() + 4 * half, a.data_ptr() + 4 * half, half // 4))
+    found["copy in Numba"] = 8 * half / of(mine) / 1e6
+    return found
+
+
+def own_copy():
+    """A copy with the kernels' own loads and stores: what they are to be judged by."""
+    from numba import cuda, float32, int64, types
+
+    from fastxent._core_cuda import intrinsics as on
+
+    pointer = types.CPointer(float32)
+
+    @cuda.jit((pointer, pointer, int64))
+    def copy(to, source, vectors):
+        i = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        step = int64(cuda.gridDim.x) * cuda.blockDim.x
+        while i < vectors:
+            on.store16(to, i * 4, on.load16(source, i * 4))
+            i += step
+
+    return lambda blocks, *values: copy[blocks, 512](*values)
+
+
+# -------------------------------------------------------------------------------------------------- correctness
+
+
+def tests():
+    """The tests that need a GPU, by pytest."""
+    command = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-m", "gpu"]
+    files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "doors")]
+    done = subprocess.run(
+        [*command, *files], capture_output=True, text=True, timeout=900, cwd=ROOT, check=False
+    )
+    last = done.stdout.strip().splitlines()[-1:] or [done.stderr.strip()[-200:]]
+    return f"{'passed' if done.returncode == 0 else 'FAILED'}: {last[0]}"
+
+
+def sanitizer(tool):
+    """compute-sanitizer over the smallest tests of every kernel."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return "compute-sanitizer is not installed"
+    test = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-k", "test_labels and float32"]
+    command = [
+        program,
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "9",
+        *test,
+        str(ROOT / "tests" / "test_cuda_kernels.py"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, check=False)
+    return "clean" if done.returncode == 0 else f"FAILED: {done.stdout[-300:]}"
+
+
+def largest_error(torch, n, k, dtype):
+    """Largest error of the gradient over a poisoned output, in units of its scale 1 / n, against float64."""
+    import fastxent as fx
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    worst = 0.0
+    for offset in (0.0, 1000.0):
+        z = (3 * torch.randn(n, k, device="cuda", generator=generator) + offset).to(getattr(torch, dtype))
+        y = torch.randint(0, k, (n,), device="cuda", generator=generator)
+        out = torch.full_like(z, math.nan)
+        loss, _ = fx.softmax_cross_entropy_with_grad(z, y, out=out)
+        truth = torch.nn.functional.cross_entropy(z.double(), y)
+        worst = max(worst, abs(loss.double() - truth).item() / truth.item())
+        for rows in torch.arange(n, device="cuda").split(max(1, (1 << 26) // k)):
+            p = torch.softmax(z[rows].double(), 1)
+            p[torch.arange(len(rows), device="cuda"), y[rows]] -= 1
+            worst = max(worst, (out[rows].double() * n - p).abs().max().item())
+    return worst
+
+
+# --------------------------------------------------------------------------------------------------------- grid
+
+
+def problems(torch, n, k, dtype):
+    """As many (logits, labels, lse, gradient) as rotate through more than the cache."""
+    itemsize = DTYPES[dtype]
+    many = max(2, min(16, math.ceil(CACHE / (n * k * itemsize))))
+    made = []
+    for seed in range(many):
+        generator = torch.Generator("cuda").manual_seed(seed)
+        z = torch.randn(n, k, device="cuda", generator=generator).to(getattr(torch, dtype))
+        y = torch.randint(0, k, (n,), device="cuda", generator=generator)
+        made.append((z, y, torch.logsumexp(z.float(), 1), torch.empty_like(z)))
+    return made
+
+
+def ours(mode, z, y, lse, out):
+    """One call of a mode, without checks and without a look at the labels for a denominator."""
+    import fastxent as fx
+
+    options = {"check": False, "ignore_index": None}
+    if mode == "forward":
+        return lambda: fx.softmax_cross_entropy_forward(z, y, reduction="none", **options)
+    if mode == "backward":
+        return lambda: fx.softmax_cross_entropy_backward(1.0, z, y, lse, out=out, **options)
+    target = z if mode == "in place" else out
+    return lambda: fx.softmax_cross_entropy_with_grad(z, y, out=target, **options)
+
+
+def peers(torch, mode, z, y):
+    """Calls of PyTorch eager, compiled, and Liger for a mode; backward alone is timed for none of them."""
+    loss_of = torch.nn.functional.cross_entropy
+
+    def fused(function):
+        leaf = z.detach().requires_grad_(True)
+
+        def call():
+            leaf.grad = None
+            function(leaf, y).backward()
+
+        return call
+
+    if mode == "backward":
+        return {}
+    if mode == "forward":
+        compiled = torch.compile(loss_of)
+        return {"torch": lambda: loss_of(z, y), "compile": lambda: compiled(z, y)}
+    found = {"torch": fused(loss_of), "compile": fused(torch.compile(loss_of))}
+    try:
+        from liger_kernel.transformers.functional import liger_cross_entropy
+    except ImportError:
+        return found
+    return found | {"liger": fused(liger_cross_entropy)}
+
+
+def grid(torch, quick, errors):
+    """Every shape, dtype and mode, ours and the peers' times."""
+    rows = []
+    for n, k in SHAPES[-3:] if quick else SHAPES:
+        for dtype, itemsize in DTYPES.items():
+            made = problems(torch, n, k, dtype)
+            for mode in MODES:
+                row = {"problem": f"{n} x {k}", "dtype": dtype, "mode": mode}
+                row["bytes"] = bytes_moved(n, k, itemsize, mode)
+                try:
+                    row["us"] = microseconds(torch, [ours(mode, *p) for p in made])
+                except Exception as error:  # one kernel that fails leaves the rest measured
+                    errors[f"{row['problem']} {dtype} {mode}"] = repr(error)[:300]
+                calls = [peers(torch, mode, *p[:2]) for p in made[:2]]
+                for name in calls[0]:
+                    try:
+                        row[name] = microseconds(torch, [call[name] for call in calls], 10)
+                    except Exception as error:
+                        errors[f"{name} {row['problem']} {dtype} {mode}"] = repr(error)[:300]
+                rows.append(row)
+            del made
+            torch.cuda.empty_cache()
+    return rows
+
+
+def sigmoid_rows(torch, quick, errors):
+    """Binary cross-entropy, fused."""
+    import fastxent as fx
+
+    rows = []
+    n = ELEMENTS >> (3 if quick else 0)
+    for dtype, itemsize in DTYPES.items():
+        made = []
+        for _ in range(3):
+            z = torch.randn(n, device="cuda").to(getattr(torch, dtype))
+            made.append((z, (torch.rand_like(z) < 0.5).to(z.dtype), torch.empty_like(z)))
+        row = {"problem": f"{n} elements", "dtype": dtype, "mode": "fused"}
+        row["bytes"] = element_bytes(n, itemsize, itemsize)
+        door = functools.partial(fx.sigmoid_cross_entropy_with_grad, check=False)
+        try:
+            row["us"] = microseconds(torch, [functools.partial(door, z, y, out=g) for z, y, g in made])
+        except Exception as error:
+            errors[f"sigmoid {dtype}"] = repr(error)[:300]
+        rows.append(row)
+    return rows
+
+
+def launch_cost(torch):
+    """Host time of a call that the device finishes at once, in us; and of the replay of a recorded graph."""
+    import fastxent as fx
+
+    z, y = torch.zeros(8, 16, device="cuda"), torch.zeros(8, dtype=torch.int64, device="cuda")
+    out = torch.empty_like(z)
+    call = functools.partial(
+        fx.softmax_cross_entropy_with_grad, z, y, out=out, check=False, ignore_index=None
+    )
+
+    def host(function, many=2000):
+        for _ in range(20):
+            function()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(many):
+            function()
+        spent = time.perf_counter() - start
+        torch.cuda.synchronize()
+        return spent / many * 1e6
+
+    found = {"softmax_cross_entropy_with_grad": host(call)}
+    found["torch cross_entropy, forward"] = host(lambda: torch.nn.functional.cross_entropy(z, y))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    found["replay of a graph"] = host(graph.replay)
+    return found
+
+
+PARTS = ("ceilings", "checks", "grid", "launch")
+
+
+def main(arguments=None):
+    """Run the parts that are asked for; 0, or 2 where there is no GPU."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="small buffers and three shapes")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    torch = need_gpu()
+    errors = {}
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name(),
+        "versions": versions(),
+        "errors": errors,
+    }
+
+    def attempt(part, function):
+        if part in options.only:
+            try:
+                report[part] = function()
+            except Exception as error:  # what else was measured is worth keeping
+                errors[part] = repr(error)[:500]
+
+    def checks():
+        found = {"tests": tests(), "memcheck": sanitizer("memcheck"), "racecheck": sanitizer("racecheck")}
+        for n, k in SHAPES[-3:] if options.quick else SHAPES:
+            for dtype in DTYPES:
+                found[f"largest error {n} x {k} {dtype}"] = f"{largest_error(torch, n, k, dtype):.1e}"
+        return found
+
+    attempt("ceilings", lambda: ceilings(torch, options.quick))
+    attempt("checks", checks)
+    attempt("grid", lambda: grid(torch, options.quick, errors) + sigmoid_rows(torch, options.quick, errors))
+    attempt("launch", lambda: launch_cost(torch))
+    for path in write(report, options.out):
+        print(path)
+    print(table(report))
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
