@@ -174,7 +174,8 @@ def test_arguments_of_a_launch(launch, monkeypatch):
     z, y = buffer((1000, 500, 1), "float32"), buffer((1000, 1), "int32")
     options = (None, None, None, 0.0, False, -100, 0.0, 2.0, 0.5, None)
     launch.softmax_launch(context, z, y, *options, None, None, z, None)
-    (make, _, signature, grid, threads, stream, values), = calls  # fmt: skip
+    (make, _, kinds, grid, threads, stream, values), = calls  # fmt: skip
+    signature = kinds[0](*kinds[1:])
     assert make.__name__ == "resident_kernel"
     assert len(values) == len(signature)
     assert values[:3] == (z.pointer, z.pointer, y.pointer)
@@ -186,7 +187,8 @@ def test_arguments_of_a_launch(launch, monkeypatch):
     out = launch.Buffer((1 << 20) + 4, (1 << 20) + 4, z.shape, z.strides, "float32", None)
     launch.softmax_launch(context, z, y, *options, None, None, out, None)
     assert [call[0].__name__ for call in calls] == ["careful_kernel"]
-    assert len(calls[0][6]) == len(calls[0][2])
+    signature, *names = calls[0][2]
+    assert len(calls[0][6]) == len(signature(*names))
 
 
 def test_offsets_are_64_bit(launch, monkeypatch):
@@ -200,7 +202,8 @@ def test_offsets_are_64_bit(launch, monkeypatch):
     launch.softmax_launch(
         context, z, y, None, None, None, 0.0, False, None, 0.0, 1.0, 1.0, None, None, None, z, None
     )
-    signature = calls[0][2]
+    signature, *names = calls[0][2]
+    signature = signature(*names)
     assert signature[10] == signature[12] == signature[13] == launch.I64
 
 

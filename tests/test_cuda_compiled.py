@@ -37,7 +37,7 @@ def rows(make, dtype, *arguments, threads, label="int64"):
 
 def split(dtype, saved):
     kernel = softmax.split_kernel(STORAGES[dtype], saved, True, 256)
-    return kernel, (*launch._split_signature(dtype, "int64"), launch.I32), 256
+    return kernel, launch._split_signature(dtype, "int64"), 256
 
 
 def partial(dtype):
@@ -45,11 +45,8 @@ def partial(dtype):
 
 
 def flat(dtype, family=0):
-    target = dtype
-    x, y, f = (launch.pointer_to(STORAGES[name].element) for name in (dtype, target, "float32"))
-    I64, I32, F32 = launch.I64, launch.I32, launch.F32
-    ends = (launch.pointer_to(launch.F64), launch.pointer_to(I64), I64, I64, I32, *(F32,) * 5)
-    return elements.flat_kernel(STORAGES[dtype], STORAGES[target], True, family), (x, x, y, f, *ends), 256
+    kernel = elements.flat_kernel(STORAGES[dtype], STORAGES[dtype], True, family)
+    return kernel, launch._flat_signature(dtype, dtype), 256
 
 
 # kernel, ceiling of registers, 16-byte loads at least
@@ -106,22 +103,15 @@ def test_machine_code(variant, dtype, cc, tmp_path):
 def test_general_kernels_compile(dtype, tmp_path):
     """The careful kernels, the elements of two axes and the sums: no spill."""
     storage = STORAGES[dtype]
-    real = launch.pointer_to(launch.real_of(dtype))
-    x, I64 = launch.pointer_to(launch.element_of(dtype)), launch.I64
-    P64, PI = launch.pointer_to(launch.F64), launch.pointer_to(I64)
-    numbers = (launch.real_of(dtype), launch.I32, *(launch.real_of(dtype),) * 4)
-    two_axes = (x, x, real, real, real, real, P64, PI, P64, I64, I64, *(I64,) * 10, launch.I32, *numbers)
-    target = STORAGES["float64" if dtype == "float64" else "float32"]
-    labels = (launch.pointer_to(launch.LABELS["int32"]), real, real, P64, PI, *(I64,) * 8, launch.I32)
-    soft = (real, real, real, P64, PI, *(I64,) * 8, launch.I32)
-    combined = (P64, real, P64, I64, launch.F64, launch.types.boolean, launch.F64)
+    real = "float64" if dtype == "float64" else "float32"
     cases = [
         (careful.careful_kernel(storage, 32, False, True), launch._careful_signature(dtype, "int64"), 256),
-        (careful.careful_kernel(storage, 0, True, True), launch._careful_signature(dtype, target.name), 256),
-        (elements.strided_kernel(storage, target, True), two_axes, 256),
-        (totals.label_totals_kernel(), labels, 512),
-        (totals.soft_totals_kernel(), soft, 512),
-        (totals.combine_kernel(launch.real_of(dtype)), combined, 512),
+        (careful.careful_kernel(storage, 0, True, True), launch._careful_signature(dtype, real), 256),
+        (elements.strided_kernel(storage, STORAGES[real], True), launch._strided_signature(dtype, real), 256),
+        (totals.label_totals_kernel(), launch._totals_signature("int32", real), 512),
+        (totals.soft_totals_kernel(), launch._totals_signature(real, real), 512),
+        (totals.combine_kernel(STORAGES[real]), launch._combine_signature(real), 512),
+        (totals.weight_totals_kernel(), launch._weights_signature(real), 256),
     ]
     for function, signature, threads in cases[: 4 if dtype == "float16" else None]:
         code = cuda_sass.machine_code(function, signature, (9, 0), tmp_path, threads)

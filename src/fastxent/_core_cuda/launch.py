@@ -134,23 +134,27 @@ def plan(dtype, n_rows, n_classes, packed):
 
 
 @functools.cache
-def compiled(make, arguments, signature, threads):
-    """The kernel `make(*arguments)` for argument types; STORAGES go by name so that the key hashes."""
+def compiled(make, arguments, kinds, threads):
+    """The kernel `make(*arguments)` for the argument types `kinds[0](*kinds[1:])`.
+
+    Types and storages go by the names that they follow from: numba's types hash slowly.
+    """
     arguments = tuple(STORAGES.get(a, a) if isinstance(a, str) else a for a in arguments)
-    return cuda.jit(signature, launch_bounds=(threads,))(make(*arguments))
+    signature, *names = kinds
+    return cuda.jit(signature(*names), launch_bounds=(threads,))(make(*arguments))
 
 
 @functools.lru_cache(maxsize=1024)
-def configured(make, arguments, signature, grid, threads, stream):
+def configured(make, arguments, kinds, grid, threads, stream):
     """A kernel with its grid and stream; kept, because to make one costs as much as a launch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # small grids are what small arrays need
-        return compiled(make, arguments, signature, threads)[grid, threads, stream]
+        return compiled(make, arguments, kinds, threads)[grid, threads, stream]
 
 
-def run(make, arguments, signature, grid, threads, stream, values):
+def run(make, arguments, kinds, grid, threads, stream, values):
     """Queue one launch."""
-    configured(make, arguments, signature, grid, threads, stream)(*values)
+    configured(make, arguments, kinds, grid, threads, stream)(*values)
 
 
 def pointer_to(kind):
@@ -194,7 +198,7 @@ def _row_signature(dtype, label):
 @functools.cache
 def _split_signature(dtype, label):
     base = _row_signature(dtype, label)
-    return (*base[:10], pointer_to(F32), *base[10:], F32)
+    return (*base[:10], pointer_to(F32), *base[10:], F32, I32)
 
 
 @functools.cache
@@ -215,6 +219,37 @@ def _careful_signature(dtype, target):
         *(I64, I32),
         *(real, real, I32, real, real, real, real),
     )
+
+
+@functools.cache
+def _totals_signature(target, weight):
+    kind = pointer_to(LABELS[target] if target in LABELS else real_of(target))
+    real = pointer_to(real_of(weight))
+    return (kind, real, real, pointer_to(F64), pointer_to(I64), *(I64,) * 8, I32)
+
+
+@functools.cache
+def _combine_signature(dtype):
+    return (pointer_to(F64), pointer_to(real_of(dtype)), pointer_to(F64), I64, F64, types.boolean, F64)
+
+
+@functools.cache
+def _flat_signature(dtype, target):
+    x, y, real = element_of(dtype), STORAGES[target].element, real_of(dtype)
+    pointers = tuple(map(pointer_to, (x, x, y, real, F64, I64)))
+    return (*pointers, I64, I64, I32, *(real,) * 5)
+
+
+@functools.cache
+def _strided_signature(dtype, target):
+    x, y, real = element_of(dtype), STORAGES[target].element, real_of(dtype)
+    pointers = tuple(map(pointer_to, (x, x, y, real, real, real, F64, I64, F64)))
+    return (*pointers, *(I64,) * 12, I32, real, I32, *(real,) * 4)
+
+
+@functools.cache
+def _weights_signature(dtype):
+    return (pointer_to(real_of(dtype)), pointer_to(F64), *(I64,) * 4)
 
 
 def _pointer(buffer):
@@ -329,14 +364,14 @@ def softmax_launch(
     )  # fmt: skip
     if n_rows == 0:
         return None if lse is not None else context.empty((0,), "float64")
-    signature = _row_signature(dtype, label)
+    kinds = (_row_signature, dtype, label)
     queue = (it.grid, it.threads, context.stream)
     if it.regime == "tile":
-        run(softmax.tile_kernel, (dtype, n_classes, grad, SIZES.tile), signature, *queue, head + tail)
+        run(softmax.tile_kernel, (dtype, n_classes, grad, SIZES.tile), kinds, *queue, head + tail)
     elif it.regime == "resident":
-        run(softmax.resident_kernel, (dtype, it.vectors, it.lanes, grad), signature, *queue, head + tail)
+        run(softmax.resident_kernel, (dtype, it.vectors, it.lanes, grad), kinds, *queue, head + tail)
     elif it.regime == "stream":
-        run(softmax.stream_kernel, (dtype, smooth, grad, it.threads), signature, *queue, head + tail)
+        run(softmax.stream_kernel, (dtype, smooth, grad, it.threads), kinds, *queue, head + tail)
     else:
         saved = it.regime == "saved"
         states = lse
@@ -344,14 +379,14 @@ def softmax_launch(
             states = context.empty((it.grid[0] * n_rows * 4,), "float32")
             values = (head[0], head[2], states.pointer, n_classes, x_step, lead, base2)
             arguments = (dtype, smooth, it.threads, SIZES.chunk)
-            run(softmax.partial_kernel, arguments, _partial_signature(dtype, label), *queue, values)
+            run(softmax.partial_kernel, arguments, (_partial_signature, dtype, label), *queue, values)
         grid = it.grid if grad else (1, n_rows)
         if grad or not saved:
             chunks = it.grid[0]
             values = (*head, states.pointer, *tail, temperature, chunks)
             arguments = (dtype, saved, grad, it.threads, SIZES.chunk)
-            signature = (*_split_signature(dtype, label), I32)
-            run(softmax.split_kernel, arguments, signature, grid, it.threads, context.stream, values)
+            kinds = (_split_signature, dtype, label)
+            run(softmax.split_kernel, arguments, kinds, grid, it.threads, context.stream, values)
     return None if lse is not None and number == 0 else partials
 
 
@@ -395,8 +430,8 @@ def _careful(
         ignore, flags, 1.0 / temperature, z_loss, number, a, b, label_smoothing, scale / temperature,
     )  # fmt: skip
     arguments = (logits.dtype, lanes, soft, grad_out is not None)
-    signature = _careful_signature(logits.dtype, targets.dtype)
-    run(careful.careful_kernel, arguments, signature, grid, threads, context.stream, values)
+    kinds = (_careful_signature, logits.dtype, targets.dtype)
+    run(careful.careful_kernel, arguments, kinds, grid, threads, context.stream, values)
     return partials
 
 
@@ -430,16 +465,14 @@ def totals_launch(context, targets, sample_weight, class_weight, n_classes, igno
     pointers = tuple(map(_pointer, (targets, sample_weight, class_weight, partials, bad_out)))
     numbers = (n_rows, n_classes, inner, *targets.strides, *w_strides)
     given = sample_weight if sample_weight is not None else class_weight
-    real = pointer_to(F32 if given is None else real_of(given.dtype))
-    kind = pointer_to(real_of(targets.dtype) if soft else LABELS[targets.dtype])
-    signature = (kind, real, real, pointer_to(F64), pointer_to(I64))
+    kinds = (_totals_signature, targets.dtype, "float32" if given is None else given.dtype)
     queue = (grid, SIZES.totals, context.stream)
     if soft:
         values = (*pointers, *numbers, flags)
-        run(totals.soft_totals_kernel, (), (*signature, *(I64,) * 8, I32), *queue, values)
+        run(totals.soft_totals_kernel, (), kinds, *queue, values)
     else:
         values = (*pointers, *numbers, 0 if ignore_index is None else int(ignore_index), flags)
-        run(totals.label_totals_kernel, (), (*signature, *(I64,) * 8, I32), *queue, values)
+        run(totals.label_totals_kernel, (), kinds, *queue, values)
     if grid > 1:
         combine(context, partials, total, 1.0, None, 0.0)
     return total
@@ -447,13 +480,19 @@ def totals_launch(context, targets, sample_weight, class_weight, n_classes, igno
 
 def combine(context, partials, out, factor, denominator, empty):
     """Queue out[0] = factor times the sum of the partial sums, over the denominator if there is one (`empty` if 0)."""
-    real = F64 if out.dtype == "float64" else F32
-    signature = (pointer_to(F64), pointer_to(real), pointer_to(F64), I64, F64, types.boolean, F64)
     values = (
         partials.pointer, out.pointer, _pointer(denominator),
         partials.shape[0], float(factor), denominator is not None, float(empty),
     )  # fmt: skip
-    run(totals.combine_kernel, (real,), signature, 1, SIZES.totals, context.stream, values)
+    run(
+        totals.combine_kernel,
+        (out.dtype,),
+        (_combine_signature, out.dtype),
+        1,
+        SIZES.totals,
+        context.stream,
+        values,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- sigmoid
@@ -495,14 +534,7 @@ def sigmoid(
             (rows.BAD, bad_out is not None),
         )
     )
-    real = real_of(logits.dtype)
-    x, y, f = (
-        pointer_to(element_of(logits.dtype)),
-        pointer_to(STORAGES[targets.dtype].element),
-        pointer_to(real),
-    )
     options = (label_smoothing, number, a, b, c, scale)
-    kinds = (real, I32, real, real, real, real)
     plain = sample_weight is None and pos_weight is None and denominator is None
     flat, head = element_plan(logits, targets, grad_out) if plain else (False, 0)
     threads = SIZES.neighbours
@@ -512,17 +544,14 @@ def sigmoid(
         per_block = threads * STORAGES[logits.dtype].per_vector * 4
         grid = min(-(-n // per_block), SIZES.most_blocks)
         partials = context.empty((grid,), "float64")
-        signature = (x, x, y, f, pointer_to(F64), pointer_to(I64), I64, I64, I32, real, *kinds[2:])
         given = (logits, grad_out, targets, loss_out, partials, bad_out)
         values = (*map(_pointer, given), n, head, flags, label_smoothing, *options[2:])
         arguments = (logits.dtype, targets.dtype, grad, number)
-        run(elements.flat_kernel, arguments, signature, grid, threads, context.stream, values)
+        kinds = (_flat_signature, logits.dtype, targets.dtype)
+        run(elements.flat_kernel, arguments, kinds, grid, threads, context.stream, values)
         return partials
     grid = (min(-(-n_columns // threads), SIZES.most_blocks), min(n_rows, 1024))
     partials = context.empty((grid[0] * grid[1],), "float64")
-    signature = (
-        x, x, y, f, f, f, pointer_to(F64), pointer_to(I64), pointer_to(F64), I64, I64, *(I64,) * 10, I32, *kinds,
-    )  # fmt: skip
     given = (logits, grad_out, targets, sample_weight, pos_weight, loss_out, partials, bad_out, denominator)
     strides = [(0, 0) if each is None else each.strides for each in (sample_weight, pos_weight)]
     values = (
@@ -531,7 +560,8 @@ def sigmoid(
         *strides[0], *strides[1], flags, *options,
     )  # fmt: skip
     arguments = (logits.dtype, targets.dtype, grad)
-    run(elements.strided_kernel, arguments, signature, grid, threads, context.stream, values)
+    kinds = (_strided_signature, logits.dtype, targets.dtype)
+    run(elements.strided_kernel, arguments, kinds, grid, threads, context.stream, values)
     return partials
 
 
@@ -541,9 +571,16 @@ def weight_total(context, weight):
     threads = SIZES.neighbours
     grid = (max(1, min(-(-n_columns // threads), 16)), max(1, min(n_rows, 64)))
     partials = context.empty((grid[0] * grid[1],), "float64")
-    signature = (pointer_to(real_of(weight.dtype)), pointer_to(F64), *(I64,) * 4)
     values = (weight.pointer, partials.pointer, n_rows, n_columns, *weight.strides)
-    run(totals.weight_totals_kernel, (), signature, grid, threads, context.stream, values)
+    run(
+        totals.weight_totals_kernel,
+        (),
+        (_weights_signature, weight.dtype),
+        grid,
+        threads,
+        context.stream,
+        values,
+    )
     total = context.empty((1,), "float64")
     combine(context, partials, total, 1.0, None, 0.0)
     return total

@@ -111,8 +111,9 @@ def weight_totals_kernel():
     return kernel
 
 
-def combine_kernel(real):
+def combine_kernel(storage):
     """One block: OUT = factor * sum of the partial sums, over the denominator in DEN if `divide`; `empty` over 0."""
+    real = storage.real
     group_sum = team(BLOCK).sum
 
     def kernel(PART, OUT, DEN, n, factor, divide, empty):
