@@ -15,11 +15,10 @@ There are no second derivatives, no divergences and no probabilities (`binary_el
 import numpy
 
 # numba-cuda 0.30 asks for a name that NumPy 2.5 has removed.
-if not hasattr(numpy, "row_stack"):
-    numpy.vstack = numpy.vstack
+vars(numpy).setdefault("row_stack", numpy.vstack)
 
-from . import launch
-from .host import Host
+from . import launch  # noqa: E402
+from .host import Host  # noqa: E402
 
 __all__ = ["element_totals", "launch", "sigmoid_elements", "softmax_rows", "target_totals"]
 

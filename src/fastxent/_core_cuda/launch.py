@@ -61,7 +61,7 @@ class Sizes(NamedTuple):
     tile: int = 256  # rows, and threads, of a tile
     lanes: tuple = (8, 16, 32)
     neighbours: int = 256  # threads of a block of rows that lanes share
-    blocks: tuple = (64, 128, 256, 512, 1024)
+    blocks: tuple = (64, 128, 256, 512)  # 1024 would leave a thread 64 registers, and spill
     stream: int = 512
     chunk: int = (
         softmax.CHUNK
@@ -125,8 +125,9 @@ def plan(dtype, n_rows, n_classes, packed):
                 grid = min(-(-n_rows // teams), SIZES.most_blocks)
                 return Plan("resident", each, lanes, SIZES.neighbours, grid, grid * teams)
     for threads in SIZES.blocks:
-        if vectors <= 4 * threads:
-            return Plan("resident", 4, BLOCK, threads, n_rows, n_rows)
+        for each in (4, 8) if threads == SIZES.blocks[-1] else (4,):
+            if vectors <= each * threads:
+                return Plan("resident", each, BLOCK, threads, n_rows, n_rows)
     return Plan("stream", softmax.UNROLL, BLOCK, SIZES.stream, n_rows, n_rows)
 
 
