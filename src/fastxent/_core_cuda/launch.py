@@ -116,7 +116,7 @@ def plan(dtype, n_rows, n_classes, packed):
     vectors = n_classes // per_vector
     if n_rows < SIZES.few_rows and n_classes >= 4 * SIZES.chunk:
         chunks = -(-n_classes // SIZES.chunk)
-        return Plan("split", 1, BLOCK, SIZES.chunk_threads, (chunks, n_rows), n_rows)
+        return Plan("split", 1, BLOCK, SIZES.chunk_threads, n_rows * chunks, n_rows)
     for lanes in SIZES.lanes:
         most = (1, 2) if lanes < SIZES.lanes[-1] else (1, 2, 4, 8) if dtype == "float32" else (1, 2, 4)
         for each in most:
@@ -205,7 +205,7 @@ def _split_signature(dtype, label):
 @functools.cache
 def _partial_signature(dtype, label):
     x = pointer_to(element_of(dtype))
-    return (x, pointer_to(LABELS[label]), pointer_to(F32), I32, I64, I32, F32)
+    return (x, pointer_to(LABELS[label]), pointer_to(F32), I32, I64, I32, F32, I32)
 
 
 @functools.cache
@@ -287,12 +287,12 @@ def softmax_launch(
     b=0.0,
     lse=None,
 ):
-    """Queue the kernels of `_core_numpy.softmax_rows`; partial sums of the losses, None with a given `lse`.
+    """Queue the kernels of `_core_numpy.softmax_rows`; partial sums of the losses, None where a given `lse` served.
 
     logits, grad_out: (outer, classes, inner) with any strides; targets: labels (outer, inner) or, in the arithmetic's
     dtype, (outer, classes, inner); loss_out and lse_out contiguous. `denominator`: a float64 that an earlier launch
     left, by which `scale` is divided. `bad_out`: an int64, raised to n_rows - i for a bad row i. A given `lse` saves
-    the sums of a plain cross-entropy; its rounding goes into the gradient.
+    a plain cross-entropy of rows beyond the registers the first of two reads; its rounding goes into the gradient.
     """
     outer, n_classes, inner = logits.shape
     n_rows = outer * inner
@@ -331,9 +331,9 @@ def softmax_launch(
     packed = x_step == n_classes == g_step and logits.address % 16 == 0
     packed = packed and not (grad and grad_out.address % 16)
     it = plan(dtype, n_rows, n_classes, packed)
-    if lse is not None and number == 0:
-        chunks = -(-n_classes // SIZES.chunk)
-        it = Plan("saved", 1, BLOCK, SIZES.chunk_threads, (chunks, n_rows), 1)
+    chunks = -(-n_classes // SIZES.chunk)
+    if lse is not None and number == 0 and it.regime in ("stream", "split"):
+        it = Plan("saved", 1, BLOCK, SIZES.chunk_threads, n_rows * chunks, 1)
     lead = logits.address // itemsize % storage.per_vector
     off = 0.0
     if smooth:
@@ -364,7 +364,7 @@ def softmax_launch(
         1.0 / temperature, base2, z_loss, number, a, b, on, off, scale / temperature,
     )  # fmt: skip
     if n_rows == 0:
-        return None if lse is not None else context.empty((0,), "float64")
+        return context.empty((0,), "float64")
     kinds = (_row_signature, dtype, label)
     queue = (it.grid, it.threads, context.stream)
     if it.regime == "tile":
@@ -377,18 +377,17 @@ def softmax_launch(
         saved = it.regime == "saved"
         states = lse
         if not saved:
-            states = context.empty((it.grid[0] * n_rows * 4,), "float32")
-            values = (head[0], head[2], states.pointer, n_classes, x_step, lead, base2)
+            states = context.empty((chunks * n_rows * 4,), "float32")
+            values = (head[0], head[2], states.pointer, n_classes, x_step, lead, base2, chunks)
             arguments = (dtype, smooth, it.threads, SIZES.chunk)
             run(softmax.partial_kernel, arguments, (_partial_signature, dtype, label), *queue, values)
-        grid = it.grid if grad else (1, n_rows)
+        grid = it.grid if grad else n_rows
         if grad or not saved:
-            chunks = it.grid[0]
             values = (*head, states.pointer, *tail, temperature, chunks)
             arguments = (dtype, saved, grad, it.threads, SIZES.chunk)
             kinds = (_split_signature, dtype, label)
             run(softmax.split_kernel, arguments, kinds, grid, it.threads, context.stream, values)
-    return None if lse is not None and number == 0 else partials
+    return None if it.regime == "saved" else partials
 
 
 def _in_pieces(logits, grad):

@@ -461,6 +461,14 @@ def stream_kernel(storage, smooth, grad, threads):
 # --------------------------------------------------------------------------------------------------------------- split
 
 
+@device
+def place_in_grid(per_row):
+    """Row and number within the row of a block."""
+    block = uint32(cuda.blockIdx.x)
+    row = uint32(block // uint32(per_row))
+    return int64(row), int32(block - row * uint32(per_row))
+
+
 def chunks_of(storage, chunk):
     """(number of a chunk, all of them, vectors of the row) -> its vectors, [from, to)."""
     VECTORS = chunk // storage.per_vector
@@ -479,7 +487,7 @@ def chunks_of(storage, chunk):
 
 
 def partial_kernel(storage, smooth, threads, chunk=CHUNK):
-    """(maximum, sum of exponentials, spread, label's logit) of every chunk of every row; grid (chunks, rows)."""
+    """(maximum, sum of exponentials, spread, label's logit) of every chunk of every row, a block each."""
     SHIFT = storage.per_vector.bit_length() - 1
     get = storage.get
     parts, span = layout(storage), chunks_of(storage, chunk)
@@ -487,16 +495,14 @@ def partial_kernel(storage, smooth, threads, chunk=CHUNK):
     sums, _ = sweeps(storage, smooth, threads)
     SMOOTH = smooth
 
-    def kernel(X, Y, STATES, n_classes, x_step, lead, base2):
+    def kernel(X, Y, STATES, n_classes, x_step, lead, base2, chunks):
         shared_max = cuda.shared.array(32, float32)
         shared_sum = cuda.shared.array(32, float32)
         shared_spread = cuda.shared.array(32, float32)
         lane = int32(cuda.threadIdx.x)
         size = int32(cuda.blockDim.x)
         mask = uint32(FULL)
-        row = int64(cuda.blockIdx.y)
-        number = int32(cuda.blockIdx.x)
-        chunks = int32(cuda.gridDim.x)
+        row, number = place_in_grid(chunks)
         origin = row * x_step
         head, body, tail = parts(lead, origin, n_classes)
         first, last = span(number, chunks, body)
@@ -569,7 +575,7 @@ def from_lse(lse, label, n_classes, weight, own, scale, o):
 def split_kernel(storage, saved, grad, threads, chunk=CHUNK):
     """Combine a row's chunks, or take its saved lse, and write one chunk of the gradient.
 
-    The grid is (chunks, rows), or (1, rows) without a gradient. In place, the label's logit belongs to the block that
+    A block to a chunk, or to a row without a gradient. In place, the label's logit belongs to the block that
     overwrites it: the others find it in the chunks' states, and with a saved lse they do without.
     """
     SHIFT = storage.per_vector.bit_length() - 1
@@ -578,6 +584,7 @@ def split_kernel(storage, saved, grad, threads, chunk=CHUNK):
     _, gradients = sweeps(storage, False, threads)
     lanes_max, lanes_sum = team(32).max, team(32).sum
     SAVED, GRAD = saved, grad
+    PER_ROW = 0 if grad else 1  # blocks; 0: one for each chunk
     LOG2E = float32(math.log2(math.e))
 
     def kernel(
@@ -588,8 +595,7 @@ def split_kernel(storage, saved, grad, threads, chunk=CHUNK):
         lane = int32(cuda.threadIdx.x)
         size = int32(cuda.blockDim.x)
         mask = uint32(FULL)
-        row = int64(cuda.blockIdx.y)
-        number = int32(cuda.blockIdx.x)
+        row, number = place_in_grid(PER_ROW if PER_ROW else chunks)
         origin = row * x_step
         target = row * g_step
         head, body, tail = parts(lead, origin, n_classes)
