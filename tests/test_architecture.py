@@ -434,6 +434,7 @@ def other_instruction_sets():
     return [isa for isa in info["instruction_sets"] if isa != info["instruction_set"]]
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.parametrize("isa", other_instruction_sets())
 def test_every_instruction_set_is_exact(isa):

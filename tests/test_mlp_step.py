@@ -192,10 +192,10 @@ def test_activations_are_exact_to_a_few_ulp(activation, dtype):
     )
     z = z.astype(dtype)
     eps = np.finfo(dtype).eps
-    mpmath.mp.dps = 40
     exact = EXACT[activation]
-    value = np.array([float(exact(mpmath.mpf(float(x)))) for x in z])
-    slope = np.array([float(mpmath.diff(exact, mpmath.mpf(float(x)))) for x in z])
+    with mpmath.workdps(40):
+        value = np.array([float(exact(mpmath.mpf(float(x)))) for x in z])
+        slope = np.array([float(mpmath.diff(exact, mpmath.mpf(float(x)))) for x in z])
     got, _ = through_one_unit(activation, z, 0.0)
     _, derivative = through_one_unit(activation, z, 1.0)
     if activation == "relu":

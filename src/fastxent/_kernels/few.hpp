@@ -64,7 +64,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
   alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD], wide_z[FEW_NUMBERS + N];
   alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0;
   const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage);
-  const ptrdiff_t item = item_size<T>(a->storage);
+  const ptrdiff_t item = item_size<T>(a->storage), ahead = rows_ahead(K * item, N);
   for (ptrdiff_t i0 = begin; i0 < end; i0 += rows) {
     const ptrdiff_t nb = end - i0 < rows ? end - i0 : rows, lanes = (nb + N - 1) / N * N;
     take_rows<T>(a, i0, nb, y, weight, out);
@@ -76,6 +76,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     IV unlimited = ~IV{}; Wide<T> sum;
     for (ptrdiff_t r = 0; r < nb; r += N) {
       const T* z = (as_is ? (const T*)from : wide_z) + r * K; const T* t = MODE == SOFT ? (const T*)a->soft.data + (i0 + r) * K : 0;
+      ask_for<false>(a->logits, 1, K * item, i0 + r + ahead, N, end);
       const bool inside = (i0 + r + N) * K + (K < N ? N - K : 0) <= end * K;
       if (__builtin_expect(!inside, 0)) {
         const ptrdiff_t left = (nb - r < N ? nb - r : N) * K;
