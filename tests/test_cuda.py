@@ -226,5 +226,6 @@ def test_twins(launch):
     for name in ("element_totals", "sigmoid_elements", "softmax_rows", "target_totals"):
         ours, theirs = (inspect.signature(getattr(core, name)) for core in (_core_cuda, _core_numpy))
         assert list(ours.parameters.values()) == list(theirs.parameters.values()), name
+    assert {*_core_cuda.__all__, *_core_cuda._MISSING} - {"launch"} == set(_core_numpy.__all__)
     with pytest.raises(NotImplementedError, match="no kernel for softmax_hvp: use backend='cpu'"):
         _ = _core_cuda.softmax_hvp

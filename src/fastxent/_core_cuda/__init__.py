@@ -9,7 +9,7 @@ Precision: float16, bfloat16 and float32 compute in float32, with exponentials o
 1e-6 of the row's scale. Sums over rows are float64, in an order that follows from the shape alone: the same bits in
 every run. float64 is computed in float64, by the plain kernels.
 
-There are no second derivatives, no divergences and no probabilities (`binary_elements`) here: those names raise.
+There are no second derivatives, divergences, regions, shards or probabilities (`binary_elements`): those names raise.
 """
 
 import numpy
@@ -22,7 +22,17 @@ from .host import Host  # noqa: E402
 
 __all__ = ["element_totals", "launch", "sigmoid_elements", "softmax_rows", "target_totals"]
 
-_MISSING = ("binary_elements", "divergence_hvp", "divergence_rows", "softmax_hvp")
+_MISSING = (
+    *(
+        "binary_elements",
+        "divergence_hvp",
+        "divergence_rows",
+        "divergence_upper",
+        "partial_grad",
+        "partial_rows",
+    ),
+    *("region_grad", "region_sums", "softmax_hvp", "softmax_solve", "softmax_upper"),
+)
 
 
 def __getattr__(name):
