@@ -399,3 +399,110 @@ def test_unchecked_equals_checked(backend, dtype):
         unchecked = fx.softmax_cross_entropy_with_grad(z, y, check=False, backend=backend)
         assert checked[0] == unchecked[0]
         assert_array_equal(checked[1], unchecked[1])
+
+
+# ---------------------------------------------------------------------------------------- small calls without options
+
+SMALL_SHAPES = [
+    (1, 1),
+    (1, 2),
+    (8, 10),
+    (3, 7),
+    (33, 26),
+    (5, 127),
+    (2, 1003),
+    (1, 65536),
+    (4096, 16),
+    (4097, 16),
+]
+
+
+@pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
+@pytest.mark.parametrize("label_dtype", [np.int64, np.int32, np.uint8, np.uint64])
+def test_small_calls_have_the_bits_of_all_others(shape, label_dtype, dtype):
+    """Without options a call takes a short cut (to 65,536 numbers), which a backend by name does not take."""
+    rng = np.random.default_rng(11)
+    n, k = shape
+    z, y = (5 * rng.normal(size=shape)).astype(dtype), rng.integers(0, min(k, 256), n).astype(label_dtype)
+    expected, expected_grad = fx.softmax_cross_entropy_with_grad(z, y, backend="auto")
+    out = np.full_like(z, 7)
+    for loss, grad in (
+        fx.softmax_cross_entropy_with_grad(z, y),
+        fx.softmax_cross_entropy_with_grad(z, y, out=out),
+    ):
+        assert loss == expected
+        assert grad.dtype == dtype
+        assert_array_equal(grad, expected_grad)
+    assert grad is out
+    assert fx.softmax_cross_entropy(z, y) == fx.softmax_cross_entropy(z, y, backend="auto")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "ignored",
+        "soft",
+        "strided",
+        "fortran",
+        "list",
+        "byte order",
+        "in place",
+        "overlapping",
+        "broadcast",
+        "NaN",
+        "inf",
+    ],
+)
+def test_small_calls_know_when_they_are_not_plain(case, dtype):
+    rng = np.random.default_rng(12)
+    z, y = rng.normal(size=(6, 5)).astype(dtype) - 1, rng.integers(0, 5, 6)
+    options = {}
+    if case == "ignored":
+        y[2] = -100
+    elif case == "soft":
+        y = rng.dirichlet(np.ones(5), 6).astype(dtype)
+    elif case == "strided":
+        z, y = np.repeat(z, 2, 1)[:, ::2], np.repeat(y, 3)[::3]
+    elif case == "fortran":
+        z = np.asfortranarray(z)
+    elif case == "list":
+        z, y = z.tolist(), y.tolist()
+    elif case == "byte order":
+        z, y = z.astype(z.dtype.newbyteorder()), y.astype(y.dtype.newbyteorder())
+    elif case == "broadcast":
+        z = np.broadcast_to(z[:1], z.shape)
+    elif case in ("NaN", "inf"):
+        z[3, 1] = np.nan if case == "NaN" else np.inf
+    elif case == "in place":
+        options["out"] = z
+    else:
+        memory = np.empty(35, dtype)
+        memory[:30] = z.ravel()
+        z, options["out"] = memory[:30].reshape(6, 5), memory[5:].reshape(6, 5)
+    expected, expected_grad = fx.softmax_cross_entropy_with_grad(np.array(z), np.array(y), backend="auto")
+    assert_array_equal(fx.softmax_cross_entropy(z, y), expected)
+    loss, grad = fx.softmax_cross_entropy_with_grad(z, y, **options)
+    assert_array_equal(loss, expected)
+    assert_array_equal(grad, expected_grad)
+
+
+def test_small_calls_refuse_as_all_others_do(dtype):
+    z = np.full((3, 4), -1.0, dtype)
+    with pytest.raises(ValueError, match=r"targets\[1\] = 4 is not a class"):
+        fx.softmax_cross_entropy_with_grad(z, np.array([0, 4, 1]))
+    with pytest.raises(TypeError, match="targets: expected integer or bool labels"):
+        fx.softmax_cross_entropy_with_grad(z, np.array([0.5, 1, 1]))
+    with pytest.raises(ValueError, match="targets: expected labels of shape"):
+        fx.softmax_cross_entropy(z, np.array([0, 1]))
+    for out, error in (
+        (np.empty((3, 5), dtype), ValueError),
+        (np.empty((3, 4), np.float16), TypeError),
+        ([], TypeError),
+    ):
+        with pytest.raises(error, match="out: expected"):
+            fx.softmax_cross_entropy_with_grad(z, np.array([0, 1, 2]), out=out)
+    locked = np.full_like(z, 7)
+    locked.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        fx.softmax_cross_entropy_with_grad(z, np.array([0, 1, 2]), out=locked)
+    assert (locked == 7).all()

@@ -42,6 +42,9 @@ def softmax_rows(
     a: float = 0.0,
     b: float = 0.0,
 ) -> tuple[float, int, int]: ...
+def softmax_small(
+    logits: Any, targets: Any, out: Any, gradient: bool
+) -> tuple[float, NDArray[Any] | None] | None: ...
 def softmax_hvp(
     logits: NDArray[Any],
     targets: NDArray[Any],

@@ -327,6 +327,67 @@ def softmax_rows(
     return total.loss, total.bad, total.counted
 
 
+cdef bint apart(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two contiguous arrays share no byte."""
+    cdef char* x = <char*>cnp.PyArray_DATA(a)
+    cdef char* y = <char*>cnp.PyArray_DATA(b)
+    return x + cnp.PyArray_NBYTES(a) <= y or y + cnp.PyArray_NBYTES(b) <= x
+
+
+cdef bint all_in_unit(const char* row, int storage, Py_ssize_t n) noexcept:
+    """Whether the first numbers of a row lie in [0, 1], as probabilities do."""
+    cdef Py_ssize_t k
+    cdef double value
+    for k in range(n):
+        value = (<const double*>row)[k] if storage == 1 else (<const float*>row)[k]
+        if not 0 <= value <= 1: return False
+    return True
+
+
+def softmax_small(logits, targets, out, bint gradient):
+    """(mean loss, gradient or None) of a small matrix against labels, without options, on the caller's thread.
+
+    None where anything asks for a closer look: other types and layouts, memory that overlaps, numbers that look like
+    probabilities, a label that is no class.  Nothing is then lost: `out` lies apart from the logits.
+    """
+    if not cnp.PyArray_CheckExact(logits) or not cnp.PyArray_CheckExact(targets): return None
+    cdef cnp.ndarray z = logits, y = targets, g
+    cdef int storage = 0 if cnp.PyArray_TYPE(z) == cnp.NPY_FLOAT32 else 1 if cnp.PyArray_TYPE(z) == cnp.NPY_FLOAT64 else -1
+    if storage < 0 or cnp.PyArray_NDIM(z) != 2 or cnp.PyArray_NDIM(y) != 1: return None
+    cdef Py_ssize_t n = cnp.PyArray_DIM(z, 0), K = cnp.PyArray_DIM(z, 1)
+    if n == 0 or K == 0 or K > BLOCK or n > BLOCK // K or cnp.PyArray_DIM(y, 0) != n: return None
+    if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)) or not cnp.PyArray_ISCARRAY_RO(z) or not cnp.PyArray_ISCARRAY_RO(y): return None
+    if all_in_unit(<const char*>cnp.PyArray_DATA(z), storage, min(K, 16)): return None
+    cdef Rows r
+    memset(&r.call, 0, sizeof(SoftmaxRows))
+    cdef SoftmaxRows* call = &r.call
+    cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(z)
+    call.storage, call.classes, call.inner, call.temperature, call.scale = storage, K, 1, 1, 1. / n
+    call.logits.data, call.logits.outer, call.logits.cls = <char*>cnp.PyArray_DATA(z), K * item, item
+    set_labels(call, y, None)
+    if gradient:
+        if out is None:
+            g = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(z), cnp.PyArray_TYPE(z), 0)
+        elif not cnp.PyArray_CheckExact(out):
+            return None
+        else:
+            g = out
+            if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(z) or cnp.PyArray_NDIM(g) != 2 or cnp.PyArray_DIM(g, 0) != n or cnp.PyArray_DIM(g, 1) != K: return None
+            if not cnp.PyArray_ISCARRAY(g) or not apart(g, z) or not apart(g, y): return None
+        call.grad = call.logits
+        call.grad.data = <char*>cnp.PyArray_DATA(g)
+    cdef char* memory = <char*>malloc(scratch_of(call) * 8 + 128)
+    if memory == NULL: raise MemoryError("no memory for the kernel's scratch")
+    cdef BlockOut total
+    memset(&total, 0, sizeof(BlockOut))
+    total.bad = -1
+    with nogil:
+        table.softmax[storage](call, 0, n, memory + (64 - <size_t>memory % 64), &total)
+    free(memory)
+    if total.bad >= 0: return None
+    return total.loss / n, (g if gradient else None)
+
+
 def softmax_hvp(
     cnp.ndarray logits not None,
     cnp.ndarray targets not None,

@@ -3,7 +3,7 @@
 namespace FX_NS { namespace {
 
 template <class T> static bool in_batches(const SoftmaxRows* a) {
-  return a->classes >= Vec<T>::N && a->classes <= fx::MOST_BATCHED && !a->hess.data && a->logits.cls == item_size<T>(a->storage) &&
+  return a->classes >= Vec<T>::N && a->classes <= (a->grad.data ? fx::MOST_BATCHED_GRADIENTS : fx::MOST_BATCHED) && !a->hess.data && a->logits.cls == item_size<T>(a->storage) &&
          (!a->grad.data || a->grad.cls == item_size<T>(a->storage)) && (!a->soft.data || a->soft.cls == sizeof(T));
 }
 

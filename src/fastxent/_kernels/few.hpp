@@ -61,9 +61,11 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
   constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, COLUMNS = KNOWN ? N : (int)MOST_COLUMNS, PAD = MODE == SOFT ? N * COLUMNS + N : 1;
   const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = KNOWN || FEW_ROWS * K <= FEW_NUMBERS ? FEW_ROWS : FEW_NUMBERS / K / N * N;
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
-  alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD], wide_z[FEW_NUMBERS + N];
+  alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], ratio[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD], wide_z[FEW_NUMBERS + N];
   alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0;
   const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage);
+  // The logarithms of a block after its gradients: in one loop each group of rows would wait for the long chain of the one before.
+  const bool plain = MODE == LABEL && a->family == fx::CROSS_ENTROPY && a->z_loss == 0;
   const ptrdiff_t item = item_size<T>(a->storage), ahead = rows_ahead(K * item, N);
   for (ptrdiff_t i0 = begin; i0 < end; i0 += rows) {
     const ptrdiff_t nb = end - i0 < rows ? end - i0 : rows, lanes = (nb + N - 1) / N * N;
@@ -101,7 +103,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
           Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
         } else { zy = yv == (I)k ? u : zy; ey = yv == (I)k ? e : ey; }
         if (MODE == SMOOTH) nears[c] += yv == (I)k ? V{} : far;
-        top = u >= m ? e : top; ties += u >= m ? V{} + T(1) : V{}; rests[c] += u >= m ? V{} : e;
+        top = u >= m ? e : top; ties += u >= m ? V{} + T(1) : V{}; rests[c] = add_below<T>(rests[c], e, u, m);
         x[k] = e;
       };
       ptrdiff_t k = 0;
@@ -118,8 +120,15 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
         const V own = V{} + target.top, far = m - zy;
         Q = own + (T(target.weight_sum) - T(1)) * beta; near = near * beta + own * (own != T(0) ? far : V{});
       }
-      const Closed<T> row = close_rows<T, MODE == LABEL>(a, target, m, zy, ey, top, rest + (ties - T(1)) * top, wv, lv, Q, near);
-      *(V*)(L + r) = row.loss; *(V*)(LSE + r) = row.lse; sum.add(row.loss);
+      const V others = rest + (ties - T(1)) * top;
+      Closed<T> row;
+      if (plain) {
+        row = close_gradients<T>(target, m, zy, ey, top, others, wv, lv);
+        *(V*)(ratio + r) = others / top; *(V*)(L + r) = wv != T(0) ? m - zy : V{}; *(V*)(LSE + r) = m;
+      } else {
+        row = close_rows<T, MODE == LABEL>(a, target, m, zy, ey, top, others, wv, lv, Q, near);
+        *(V*)(L + r) = row.loss; *(V*)(LSE + r) = row.lse; sum.add(row.loss);
+      }
       if (gradient) {
         const V factor = lv * target.grad_scale;
 #pragma GCC unroll 16
@@ -133,6 +142,12 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       if (MODE == SOFT)
         for (int i = 0; i < N; i++) if (negative[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
     }
+    if (plain)
+      for (ptrdiff_t r = 0; r < lanes; r += N) {
+        const V lv = *(const V*)(weight + r), wv = *(const V*)(wy + r), lg = log1p_of<T>(*(const V*)(ratio + r));
+        const V loss = wv * (lg + *(const V*)(L + r)), weighed = lv == T(0) ? V{} : loss * lv;
+        *(V*)(LSE + r) += lg; *(V*)(L + r) = weighed; sum.add(weighed);
+      }
     if (__builtin_expect(any_of(~unlimited), 0)) {
       for (ptrdiff_t r = 0; r < nb; r++)
         if (weight[r] != 0 && !(LSE[r] > -inf && LSE[r] < inf))

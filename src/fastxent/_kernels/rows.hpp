@@ -99,6 +99,16 @@ template <class T> static __attribute__((noinline)) void family_rows(
   for (int i = 0; i < N; i++) { o->loss[i] = T(f[i]); o->coefficient[i] = T(G[i]); o->bend[i] = T(P[i]); }
   o->loss *= wv; o->coefficient *= wv; o->bend *= wv;
 }
+// The part of close_rows that the gradient of the plain cross-entropy wants.
+template <class T> FX_INLINE Closed<T> close_gradients(
+    const Target<T>& target, const typename Vec<T>::V m, const typename Vec<T>::V zy, const typename Vec<T>::V ey,
+    const typename Vec<T>::V top, const typename Vec<T>::V others, const typename Vec<T>::V wv, const typename Vec<T>::V lv) {
+  Closed<T> o;
+  o.sum = others + top; o.no_y = zy == m ? others : o.sum - ey;
+  const typename Vec<T>::V per = (lv * target.grad_scale) / o.sum;
+  o.gy = (wv * o.no_y) * -per; o.by = wv * per;
+  return o;
+}
 template <class T, bool LABELS> FX_INLINE Closed<T> close_rows(
     const SoftmaxRows* a, const Target<T>& target, const typename Vec<T>::V m, const typename Vec<T>::V zy, const typename Vec<T>::V ey,
     const typename Vec<T>::V top, const typename Vec<T>::V others, const typename Vec<T>::V wv, const typename Vec<T>::V lv,

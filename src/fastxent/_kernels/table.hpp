@@ -149,8 +149,9 @@ struct Table {
 };
 
 // Classes that are not contiguous, and few ones where no quicker kernel fits, go through blocks of transposed rows: lanes are rows.
-// Rows of up to MOST_BATCHED contiguous classes are taken as many at once as a vector has lanes.
-enum { FEW = 128, LANES = 32, MOST_LANES = 256, MOST_BATCHED = 512 };
+// Rows of up to MOST_BATCHED contiguous classes are taken as many at once as a vector has lanes; with a gradient, which goes from
+// memory to memory, up to MOST_BATCHED_GRADIENTS.
+enum { FEW = 128, LANES = 32, MOST_LANES = 256, MOST_BATCHED = 1024, MOST_BATCHED_GRADIENTS = 512 };
 
 static inline bool in_lanes(const SoftmaxRows* a) {
   const ptrdiff_t item = a->storage == DOUBLE ? 8 : a->storage == FLOAT ? 4 : 2, wide = a->storage == DOUBLE ? 8 : 4;

@@ -32,7 +32,7 @@ template <class T, int MODE, bool STORE> FX_INLINE void row_part(
       o.far += q * d; o.share += q;
     }
     if (end) x = fresh ? x : V{};
-    rest[c] += u >= mm ? V{} : x; all[c] += x;
+    rest[c] = add_below<T>(rest[c], x, u, mm); all[c] += x;
   };
   for (; j + CH * N <= stop; j += CH * N) {
     V u[CH];

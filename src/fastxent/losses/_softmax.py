@@ -1,6 +1,7 @@
 """Softmax cross-entropy: one checked call of the kernels, the functions over it, and the losses of its family."""
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -326,7 +327,31 @@ def softmax_call(logits, targets, sample_weight, reduction, options, *rest):
 
 # ------------------------------------------------------------------------------------------------- softmax: functions
 
+# Compiled kernels alone have it.
+_small = getattr(_backend.DEFAULT, "softmax_small", None)
 
+
+def _small_at_once(*, gradient):
+    """Decorator: a small call without options skips the checks that it would pass; all else goes the general way."""
+
+    def decorate(function):
+        if _small is None:
+            return function
+
+        @functools.wraps(function)
+        def answer(*args, **options):
+            if len(args) == 2 and (not options or (gradient and len(options) == 1 and "out" in options)):
+                result = _small(*args, options.get("out"), gradient)
+                if result is not None:
+                    return result if gradient else result[0]
+            return function(*args, **options)
+
+        return answer
+
+    return decorate
+
+
+@_small_at_once(gradient=False)
 @_checks.answers_in_kind()
 def softmax_cross_entropy(
     logits,
@@ -429,6 +454,7 @@ def softmax_cross_entropy(
     ).run()[0]
 
 
+@_small_at_once(gradient=True)
 @_checks.answers_in_kind()
 def softmax_cross_entropy_with_grad(
     logits,
