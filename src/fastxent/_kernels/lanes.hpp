@@ -102,7 +102,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
                 negative |= ~(tk >= T(0)); Qs[c] += q; As[c] += q * (q != T(0) ? far : V{});
               } else if (!w || w[k + c] != 0) { As[c] += (yv == (I)(k + c) ? V{} : m - u) * (w ? w[k + c] : T(1)); }
             }
-            col[(k + c) * step] = e; rest[c] += u >= m ? V{} : e; all[c] += e;
+            col[(k + c) * step] = e; rest[c] = add_below<T>(rest[c], e, u, m); all[c] += e;
           }
         }
         for (; k < stop; k++) {
@@ -113,7 +113,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
               negative |= ~(tk >= T(0)); Qs[0] += q; As[0] += q * (q != T(0) ? far : V{});
             } else if (!w || w[k] != 0) { As[0] += (yv == (I)k ? V{} : m - u) * (w ? w[k] : T(1)); }
           }
-          col[k * step] = e; rest[0] += u >= m ? V{} : e; all[0] += e;
+          col[k * step] = e; rest[0] = add_below<T>(rest[0], e, u, m); all[0] += e;
         }
         if (K > FLUSH) {
           for (int c = 1; c < CH; c++) { rest[0] += rest[c]; all[0] += all[c]; rest[c] = all[c] = V{}; }

@@ -161,7 +161,7 @@ static inline bool in_lanes(const SoftmaxRows* a) {
 // Rows per group: as many as keep the scratch in the second-level cache, for then each class is read in longer pieces.
 static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
   ptrdiff_t lanes = LANES;
-  if (a->inner >= 2 * LANES) while (lanes < MOST_LANES && 2 * lanes * a->classes <= 32768 && 2 * lanes <= a->inner) lanes *= 2;
+  if (a->inner >= 2 * LANES) while (lanes < MOST_LANES && 2 * lanes * a->classes <= 131072 && 2 * lanes <= a->inner) lanes *= 2;
   return lanes;
 }
 // Numbers of scratch that a kernel wants per thread.
