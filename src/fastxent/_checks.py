@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import _memory
+
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 REDUCTIONS = ("mean", "sum", "none", "mean_rows", "mean_all")
@@ -479,7 +481,7 @@ def bad_target(problem, row, given):
 def output(out, like, name="out"):
     """Check a caller's gradient buffer, or make a fresh one in the layout of `like`."""
     if out is None:
-        return np.empty_like(like, subok=False)
+        return _memory.empty_like(like)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array to write into, got {type(out).__name__}")
     if out.shape != like.shape:

@@ -1,13 +1,15 @@
 """Tensors as NumPy arrays and back, without a copy; the layout of rows; scalars.
 
-Gradients come from ``np.empty``, whose large blocks are huge pages: PyTorch's own allocation of 1 GB spends a quarter
-of a second on page faults.
+Gradients stand on memory of `_memory`, which is used again from step to step: PyTorch's own allocation of 1 GB spends
+a quarter of a second on page faults.
 """
 
 import functools
 
 import numpy as np
 import torch
+
+from fastxent import _memory
 
 
 @functools.cache
@@ -47,8 +49,8 @@ def reduced(loss, dtype):
 
 
 def empty(shape, dtype):
-    """A float32 or float64 tensor on huge pages where it is large."""
-    return torch.from_numpy(np.empty(shape, np.float64 if dtype is torch.float64 else np.float32))
+    """A float32 or float64 tensor without values."""
+    return torch.from_numpy(_memory.empty(shape, np.float64 if dtype is torch.float64 else np.float32))
 
 
 def class_dim(input):

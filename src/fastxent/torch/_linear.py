@@ -15,8 +15,8 @@ from fastxent.torch import _arguments
 from fastxent.torch._arrays import empty, reduced, scaled, traced
 from fastxent.torch._softmax import Rows, cross_entropy, deferred
 
-BLOCK_ELEMENTS = 1 << 23  # of a block's logits: 32 MB in float32
-MOST_ROWS, FEWEST_ROWS = 2048, 32  # each block reads and writes all of dW
+BLOCK_ELEMENTS = 1 << 24  # of a block's logits: 64 MB in float32
+MOST_ROWS, FEWEST_ROWS = 512, 32  # each block reads W twice, and reads and writes all of dW
 
 
 class Sweep:
@@ -51,7 +51,8 @@ class Sweep:
         bias = None if self.bias is None else self.bias.reshape(-1).to(dtype)
         (n, _), wide = X.shape, W.shape[0]
         step = max(min(BLOCK_ELEMENTS // wide, MOST_ROWS), FEWEST_ROWS)
-        buffer = empty((min(step, n), wide), dtype)
+        step = math.ceil(n / math.ceil(n / step)) if n else step
+        buffer = empty((step, wide), dtype)
         dX = (empty if X.dtype is dtype else torch.empty)(X.shape, dtype=X.dtype) if needs[0] else None
         dW = (empty if n else torch.zeros)(W.shape, dtype=dtype) if needs[1] else None
         db = torch.zeros(wide, dtype=dtype) if needs[2] else None
@@ -293,8 +294,8 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Memory beyond the gradients is one block of logits, 32 MB in float32. Double backward works, and makes the logits
-    whole.
+    Memory beyond the gradients is one block of logits, up to 64 MB in float32. Double backward works, and makes the
+    logits whole.
 
     Examples
     --------
