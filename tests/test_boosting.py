@@ -261,6 +261,86 @@ def test_one_margin_is_two_classes(loss, library):
     np.testing.assert_allclose(hess, (up - 2 * middle + down) / step**2, rtol=1e-3, atol=1e-5)
 
 
+def kernel_cases():
+    """Fewer and more classes than a vector has lanes, more than tiles take; one row, ragged groups, blocks."""
+    for n_classes in (2, 3, 7, 10, 16, 21, 64, 128):
+        for n_samples in (1, 31, 32, 129, 700):
+            yield n_classes, n_samples
+    yield 5, 40_001
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_kernel_of_the_usual_case(library, dtype, backend, monkeypatch):
+    """Against float64 in every layout, to the rounding of float32: likely classes too, whose 1 - p has few digits."""
+    kernels = boosting._backend.choose(backend)
+    monkeypatch.setattr(boosting._backend, "choose", lambda _: kernels)
+    factors = {"xgboost": lambda k: (2.0, 1e-16), "lightgbm": lambda k: (k / max(k - 1, 1), 0.0)}
+    rng = np.random.default_rng(4)
+    for n_classes, n_samples in kernel_cases():
+        z = rng.normal(0, 6, (n_samples, n_classes)).astype(dtype)
+        z[rng.random(z.shape) < 0.1] = 9.0  # ties
+        y = rng.integers(0, n_classes, n_samples)
+        for weighted in (False, True):
+            v = rng.uniform(0.5, 2, n_samples).astype(dtype) if weighted else None
+            w = tuple(rng.uniform(0.5, 2, n_classes).astype(np.float32).tolist()) if weighted else None
+            by_row = np.ones(n_samples) if v is None else v.astype(np.float64) * np.asarray(w)[y]
+            p = special.softmax(z.astype(np.float64), axis=1)
+            shifted = np.exp(z.astype(np.float64) - z.max(axis=1, keepdims=True))
+            left = (np.einsum("ij,kj->ik", shifted, 1 - np.eye(n_classes))) / shifted.sum(axis=1)[:, None]
+            factor, floor = factors[library](n_classes)
+            expected = np.where(np.arange(n_classes) == y[:, None], -left, p) * by_row[:, None]
+            curved = np.maximum(factor * p * left, floor) * by_row[:, None]
+            layouts = (z, np.asfortranarray(z), np.repeat(z, 2, axis=1)[:, ::2], z[::-1].copy()[::-1])
+            for margins in layouts if n_samples < 200 else layouts[:2]:
+                grad, hess = LIBRARIES[library](fx.SoftmaxCrossEntropy(class_weight=w))(y, margins, v)
+                rtol = 2e-6 if dtype == np.float32 else 1e-7
+                np.testing.assert_allclose(grad, expected, rtol=rtol, atol=1e-37)
+                np.testing.assert_allclose(hess, curved, rtol=2 * rtol, atol=1e-37)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("limit", [np.inf, -np.inf, np.nan])
+def test_rows_with_a_limit_are_those_of_the_loss(library, limit):
+    """The kernel leaves them to the loss, which knows the limits; other rows are as without them."""
+    z = margins_of(300, 4, library)
+    y = np.random.default_rng(5).integers(0, 4, 300)
+    objective = LIBRARIES[library](fx.SoftmaxCrossEntropy())
+    calm = objective(y, z)
+    z[200, 2] = limit
+    grad, hess = objective(y, z)
+    rows = np.arange(300) != 200
+    for a, b in zip((grad, hess), calm, strict=True):
+        np.testing.assert_allclose(a[rows], b[rows], rtol=1e-5)
+    expected, _ = fx.SoftmaxCrossEntropy().grad_hess(z[200:201], y[200:201], reduction="sum")
+    np.testing.assert_allclose(grad[200:201], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_kernel_takes_the_usual_case_only(library, monkeypatch):
+    """Options that it does not know go to the loss: smoothing, z-loss, temperature, a bias, an ignored class."""
+    z, y = margins_of(40, 3, library), np.arange(40) % 3
+    losses = (
+        fx.SoftmaxCrossEntropy(label_smoothing=0.1),
+        fx.SoftmaxCrossEntropy(z_loss=0.1),
+        fx.SoftmaxCrossEntropy(temperature=2.0),
+        fx.SoftmaxCrossEntropy(logit_bias=(0.0, 1.0, 2.0)),
+        fx.SoftmaxCrossEntropy(base=2.0),
+        fx.SoftmaxCrossEntropy(ignore_index=1),
+    )
+    for loss in losses:
+        grad, hess = LIBRARIES[library](loss)(y, z)
+        expected, curved = loss.grad_hess(
+            z.astype(np.float64), y, reduction="sum", hessian=library, backend="numpy"
+        )
+        np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(hess, curved, rtol=1e-5, atol=1e-6)
+    usual = LIBRARIES[library](fx.SoftmaxCrossEntropy())(y, z)
+    monkeypatch.setattr(boosting, "MOST_CLASSES", 2)
+    for a, b in zip(LIBRARIES[library](fx.SoftmaxCrossEntropy())(y, z), usual, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_layout_is_the_library_s_own(library):
     """float32, row by row or class by class: nothing that the library would copy again."""

@@ -1,5 +1,5 @@
 # What _dense.pyx and _step.pyx share with _core.pyx: the chosen table and the team.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 cdef extern from "table.hpp" namespace "fx" nogil:
     struct Matrix:
@@ -117,6 +117,18 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         const void* bias
         void* Z
         double* sums
+    struct Boost:
+        Py_ssize_t classes
+        Matrix margins
+        Matrix grad
+        Matrix hess
+        const int32_t* labels
+        const void* weight
+        const void* class_weight
+        double factor
+        double floor
+        int stream
+        int* odd
     ctypedef void (*rows_fn)(const SoftmaxRows*, Py_ssize_t, Py_ssize_t, char*, BlockOut*) noexcept nogil
     ctypedef void (*solve_fn)(const Solve*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
     ctypedef void (*shard_fn)(const Shard*, Py_ssize_t, Py_ssize_t) noexcept nogil
@@ -177,6 +189,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         NET_ROWS, NET_COLS, NET_GATHER, NET_PACK
     ctypedef void (*piece_fn)(const Network*, int, int, Py_ssize_t, char*, double*) noexcept nogil
     ctypedef void (*tall_fn)(const Tall*) noexcept nogil
+    ctypedef void (*boost_fn)(const Boost*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
     struct Table:
         const char* name
         rows_fn softmax[2]
@@ -195,10 +208,12 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         piece_fn network[2]
         tall_fn tall_logits[2]
         tall_fn tall_sums[2]
+        boost_fn boost[2]
         int lanes[2]
     Py_ssize_t scratch_of(const SoftmaxRows*)
     Py_ssize_t solve_scratch "fx::scratch_of"(const Solve*)
     Py_ssize_t region_scratch "fx::scratch_of"(const Region*)
+    Py_ssize_t boost_scratch "fx::scratch_of"(const Boost*)
     Py_ssize_t tall_most(int lanes)
     Py_ssize_t tall_width(Py_ssize_t K, int lanes)
     const int LANES

@@ -13,6 +13,7 @@ __all__ = [
     "region_grad",
     "region_sums",
     "sigmoid_elements",
+    "softmax_boost",
     "softmax_hvp",
     "softmax_rows",
     "softmax_solve",
@@ -131,6 +132,17 @@ def softmax_solve(
     x_out: NDArray[Any],
     num_threads: int,
 ) -> None: ...
+def softmax_boost(
+    margins: NDArray[Any],
+    labels: NDArray[Any],
+    sample_weight: NDArray[Any] | None,
+    class_weight: NDArray[Any] | None,
+    factor: float,
+    floor: float,
+    grad_out: NDArray[Any],
+    hess_out: NDArray[Any],
+    num_threads: int,
+) -> bool: ...
 def target_totals(
     targets: NDArray[Any],
     sample_weight: NDArray[Any] | None,

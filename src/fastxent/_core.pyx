@@ -36,6 +36,7 @@ __all__ = [
     "region_grad",
     "region_sums",
     "sigmoid_elements",
+    "softmax_boost",
     "softmax_hvp",
     "softmax_rows",
     "softmax_solve",
@@ -580,6 +581,63 @@ def softmax_solve(tuple terms, cnp.ndarray damping not None, cnp.ndarray rhs not
         free(calls)
         free(groups)
         free(memory)
+
+
+cdef struct Boosted:
+    Boost call
+    boost_fn run
+    Py_ssize_t rows, step, scratch_size
+    char* scratch
+
+
+cdef void boost_block(void* context, Py_ssize_t block, int slot) noexcept nogil:
+    cdef Boosted* b = <Boosted*>context
+    cdef Py_ssize_t begin = block * b.step
+    b.run(&b.call, begin, min(begin + b.step, b.rows), b.scratch + slot * b.scratch_size)
+
+
+def softmax_boost(
+    cnp.ndarray margins not None,
+    cnp.ndarray labels not None,
+    cnp.ndarray sample_weight,
+    cnp.ndarray class_weight,
+    double factor,
+    double floor,
+    cnp.ndarray grad_out not None,
+    cnp.ndarray hess_out not None,
+    int num_threads,
+):
+    """A booster's derivatives of softmax cross-entropy, as float32; whether every row is without a limit."""
+    cdef Boosted b
+    cdef Boost* a = &b.call
+    cdef int odd = 0, threads = 1
+    memset(a, 0, sizeof(Boost))
+    cdef bint double_precision = storage_of(margins) == 1
+    strides(&a.margins, margins)
+    strides(&a.grad, grad_out)
+    strides(&a.hess, hess_out)
+    a.classes = cnp.PyArray_DIM(margins, 1)
+    a.labels = <const int32_t*>cnp.PyArray_DATA(labels)
+    a.weight = NULL if sample_weight is None else cnp.PyArray_DATA(sample_weight)
+    a.class_weight = NULL if class_weight is None else cnp.PyArray_DATA(class_weight)
+    a.factor, a.floor, a.odd = factor, floor, &odd
+    a.stream = cnp.PyArray_NBYTES(grad_out) >= STREAM
+    b.run = table.boost[double_precision]
+    b.rows = cnp.PyArray_DIM(margins, 0)
+    b.step = (max(1, BLOCK // a.classes) + 127) // 128 * 128
+    cdef Py_ssize_t blocks = (b.rows + b.step - 1) // b.step
+    if b.rows > ALONE // a.classes:
+        threads = <int>min(team_size(num_threads), blocks)
+    b.scratch_size = (boost_scratch(a) + 63) // 64 * 64
+    cdef char* memory = <char*>malloc(threads * b.scratch_size + 64)
+    if memory == NULL:
+        raise MemoryError("no memory for the kernel's scratch")
+    b.scratch = memory + (64 - <size_t>memory % 64)
+    try:
+        over_blocks(boost_block, &b, blocks, threads)
+    finally:
+        free(memory)
+    return not odd
 
 
 def target_totals(

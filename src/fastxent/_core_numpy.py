@@ -25,6 +25,7 @@ __all__ = [
     "region_grad",
     "region_sums",
     "sigmoid_elements",
+    "softmax_boost",
     "softmax_hvp",
     "softmax_rows",
     "softmax_solve",
@@ -307,6 +308,37 @@ def softmax_solve(terms, damping, rhs, x_out, num_threads):
         x += _eliminated(groups, lam, used, used - d, rest)
     x = np.where(alive, x, r / lam)
     _store(x_out, x, np.ones(len(x)), np.zeros(len(x), bool))
+
+
+@_quiet
+def softmax_boost(
+    margins, labels, sample_weight, class_weight, factor, floor, grad_out, hess_out, num_threads
+):
+    """A booster's derivatives of softmax cross-entropy: v (p - [k = y]) and v max(factor p (1 - p), floor).
+
+    `margins`, `grad_out` and `hess_out` are (rows, classes), `labels` (rows,) int32, the weights contiguous in the
+    dtype of the margins; v is the row's weight times its label's. The outputs are float32.
+
+    Returns
+    -------
+    bool
+        Whether every row is without a limit (NaN, infinities); otherwise the outputs mean nothing.
+    """
+    u = margins.astype(np.float64)
+    top = u.max(axis=1, keepdims=True)
+    gap, e = _exponentials(u, top, margins.dtype)
+    ties = gap == 0
+    rest = np.where(ties, 0, e).sum(axis=1, keepdims=True)
+    others = rest + (ties.sum(axis=1, keepdims=True) - 1)
+    total = others + 1
+    p, left = e / total, np.where(ties, others, total - e) / total
+    v = np.ones((len(u), 1)) if sample_weight is None else sample_weight[:, None]
+    own = labels[:, None] == np.arange(u.shape[1])
+    if class_weight is not None:
+        v = v * np.where(own, class_weight, 0).sum(axis=1, keepdims=True)
+    grad_out[...] = np.where(own, -left, p) * v
+    hess_out[...] = np.maximum(factor * (p * left), floor) * v
+    return bool(np.isfinite(top).all() and np.isfinite(total).all())
 
 
 @_quiet

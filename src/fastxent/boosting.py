@@ -7,7 +7,8 @@ the trees of the built-in objective from the same start: in XGBoost ``base_score
 interface wants a probability, 0.5), in LightGBM ``boost_from_average=False``.
 
 Both libraries store derivatives as float32, XGBoost row by row and LightGBM class by class. So they are computed in the
-margins' precision, block by block in the cache, and written once, in that type and order.
+margins' precision, block by block in the cache, and written once, in that type and order. Softmax cross-entropy of
+labels, the usual case, has a kernel of its own; every other loss is asked block by block.
 
 CatBoost calls Python once per row and object, which no kernel can make fast; the recipe is in `Objective`.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import _backend, _checks
+from . import _backend, _checks, _memory
 from .losses import HESSIANS, Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, resolve
 from .losses._base import XGBOOST_FLOOR
 
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _BLOCK = 1 << 17  # margins of a block: with its derivatives 1.5 MiB in float32
+MOST_CLASSES = 128  # of the kernel for the usual case, whose sums over classes are plain ones
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ class Objective:
         """
         margins, targets, weight = _arguments(self.loss, first, second, sample_weight)
         order = "C" if self.library == "xgboost" else "F"
-        grad, hess = (np.empty(margins.shape, np.float32, order) for _ in range(2))
+        grad, hess = (_memory.empty(margins.shape, np.float32, order) for _ in range(2))
+        if self._is_usual(margins, targets) and self._in_one_sweep(margins, targets, weight, grad, hess):
+            return grad, hess
         fill = self._filler(margins, targets, weight, grad, hess)
         n_samples = len(margins)
         step = max(1, _BLOCK // max(1, margins[:1].size))
@@ -109,15 +113,52 @@ class Objective:
                 fill(rows)
         return grad, hess
 
+    def _is_usual(self, margins, targets):
+        """Whether it is softmax cross-entropy of labels with the library's own curvature, which has a kernel."""
+        loss = self.loss
+        return (
+            type(loss) is SoftmaxCrossEntropy
+            and self.hessian in (None, self.library)
+            and margins.ndim == 2
+            and 0 < margins.shape[1] <= MOST_CLASSES
+            and margins.dtype in (np.float32, np.float64)
+            and targets.ndim == 1
+            and not (loss.label_smoothing or loss.z_loss or loss.logit_bias)
+            and loss.temperature == 1.0
+            and loss.base is None
+            and (loss.ignore_index is None or not 0 <= loss.ignore_index < margins.shape[1])
+        )
+
+    def _in_one_sweep(self, margins, targets, weight, grad, hess):
+        """Derivatives by that kernel; False where a row has a limit, which it leaves to the losses."""
+        n_classes, dtype = margins.shape[1], margins.dtype
+        class_weight = self.loss.class_weight
+        if class_weight is not None:
+            class_weight = _checks.per_class(class_weight, "class_weight", n_classes, dtype)
+        factor, floor = (
+            (2.0, XGBOOST_FLOOR) if self.library == "xgboost" else (n_classes / max(n_classes - 1, 1), 0.0)
+        )
+        return _backend.choose(None).softmax_boost(
+            margins,
+            targets,
+            None if weight is None else np.ascontiguousarray(weight),
+            class_weight,
+            factor,
+            floor,
+            grad,
+            hess,
+            _backend.default_threads(),
+        )
+
     def _filler(self, margins, targets, weight, grad, hess):
         """What writes the derivatives of some rows."""
         loss, policy = self.loss, self.hessian
-        cross_entropy = isinstance(loss, (SoftmaxCrossEntropy, SigmoidCrossEntropy))
         if policy is None:
+            cross_entropy = isinstance(loss, (SoftmaxCrossEntropy, SigmoidCrossEntropy))
             policy = self.library if cross_entropy else "upper"
         one_score = margins.ndim == 1 and not loss.elementwise
 
-        def of_any_loss(rows):
+        def fill(rows):
             g, h = loss.grad_hess(
                 _with_both_classes(margins[rows]) if one_score else margins[rows],
                 targets[rows],
@@ -134,27 +175,7 @@ class Objective:
             grad[rows] = g
             hess[rows] = h
 
-        if not cross_entropy or loss.elementwise or loss.z_loss or one_score or policy != self.library:
-            return of_any_loss
-
-        # The same for the commonest loss in one sweep, without a copy where the margins are float32 as the answer is.
-        n_classes = margins.shape[1]
-        factor = 2.0 if policy == "xgboost" else n_classes / max(n_classes - 1, 1)
-        in_place = margins.dtype == grad.dtype
-
-        def of_cross_entropy(rows):
-            v = None if weight is None else weight[rows]
-            call = loss._call(margins[rows], targets[rows], v, "sum", None, 1, False)
-            outputs = {"out": grad[rows], "hess_out": hess[rows]} if in_place else {}
-            _, g, h, _ = call.run(grad=True, hess=True, **outputs)
-            h *= factor
-            if policy == "xgboost" and not h.min() > XGBOOST_FLOOR * (1.0 if v is None else v.max()):
-                np.maximum(h, XGBOOST_FLOOR * (1.0 if v is None else v[:, None]), out=h, casting="same_kind")
-            if not in_place:
-                grad[rows] = g
-                hess[rows] = h
-
-        return of_cross_entropy
+        return fill
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,17 @@ struct Tall {                       // a block of rows of X beside few outputs; 
   double* sums;                     // (d, width): X' Z is added; nothing is promised of the columns behind K
 };
 
+// Margins of a booster, and the derivatives it wants: float, whatever the margins are.
+struct Boost {
+  ptrdiff_t classes;
+  Matrix margins, grad, hess;       // outer: stride of a row; cls: of a class
+  const int32_t* labels;            // one after another; those out of range have no gradient of their own
+  const void *weight, *class_weight;  // in the dtype of the margins, one after another, or null
+  double factor, floor;             // curvature: weight max(factor p (1 - p), floor)
+  int stream;                       // gradient and curvature are larger than the cache
+  int* odd;                         // set where a row has a limit
+};
+
 typedef void (*rows_fn)(const SoftmaxRows*, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut*);
 typedef void (*solve_fn)(const Solve*, ptrdiff_t begin, ptrdiff_t end, char* scratch);
 typedef void (*shard_fn)(const Shard*, ptrdiff_t begin, ptrdiff_t end);
@@ -135,6 +146,7 @@ enum { NET_ROWS = 128, NET_COLS = 64, NET_GATHER = 16, NET_PACK = 1 << 15 };
 // NET_PACK: bytes of scratch of the products; GRADIENT and UPDATE want those of a band where gW is null.
 typedef void (*piece_fn)(const Network*, int piece, int layer, ptrdiff_t item, char* scratch, double* sum);
 typedef void (*tall_fn)(const Tall*);
+typedef void (*boost_fn)(const Boost*, ptrdiff_t begin, ptrdiff_t end, char* scratch);
 
 struct Table {
   const char* name;
@@ -145,6 +157,7 @@ struct Table {
   elements_fn sigmoid[2], binary[2], weights[2];
   piece_fn network[2];
   tall_fn tall_logits[2], tall_sums[2];
+  boost_fn boost[2];
   int lanes[2];                     // of a vector
 };
 
@@ -173,6 +186,10 @@ static inline ptrdiff_t scratch_of(const Solve* a) {
   const ptrdiff_t n = 2 * a->n_groups;
   return (in_lanes(a->terms) ? 8 * a->classes : a->classes + 8) * (10 + n) + 8 * n * (2 * n + 4);
 }
+// Rows per group: columns in long pieces where classes are columns, register tiles where they stand in rows.
+enum { BOOST_ROWS = 256 };
+static inline ptrdiff_t boost_rows(const Boost* a) { return a->grad.outer == 4 && a->classes <= FEW ? (int)BOOST_ROWS : (int)LANES; }
+static inline ptrdiff_t scratch_of(const Boost* a) { return (8 + 3 * 4) * boost_rows(a) * a->classes + 64; }   // bytes
 static inline ptrdiff_t scratch_of(const Region* a) { return 8 * 7 * a->classes; }
 
 // Outputs that the products for few outputs take at most, and the numbers from one row of their W to the next.

@@ -276,7 +276,8 @@ class SoftmaxCall(Call):
             return self.upper(hess)
         if hessian in ("xgboost", "lightgbm"):
             n_classes = self.problem.n_classes
-            self.of_cross_entropy().run(hess=True, hess_out=hess)
+            if self.member != CROSS_ENTROPY or self.scalars[3]:
+                self.of_cross_entropy().run(hess=True, hess_out=hess)
             np.abs(hess, out=hess)
             if hessian == "lightgbm":
                 return np.multiply(hess, n_classes / max(n_classes - 1, 1), out=hess, casting="same_kind")
