@@ -1,0 +1,61 @@
+"""The pages of the doors, as a reader would try them: every Python block runs, and answers what its comment says."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+PAGES = Path(__file__).resolve().parents[1] / "docs"
+OPTIONAL = {"xgboost", "lightgbm", "torch", "skl2onnx", "onnxruntime", "skops", "mlflow"}
+
+pytestmark = pytest.mark.skipif(not PAGES.is_dir(), reason="the pages are not here")
+
+
+def blocks(text):
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def run(block, names):
+    """Run a block; an expression with a comment must have the value that the comment shows, before any colon."""
+    lines = block.splitlines()
+    for statement in ast.parse(block).body:
+        code = ast.unparse(statement)
+        if not isinstance(statement, ast.Expr):
+            exec(code, names)
+            continue
+        value = eval(code, names)
+        _, _, comment = lines[statement.end_lineno - 1].partition("  # ")
+        if comment:
+            expected = re.split(r": (?!.*[']$)", comment)[0]
+            assert repr(value) == expected or str(value) == expected, (
+                f"{code}: {value!r}, the page says {expected}"
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["boosting", "pytorch", "deployment"])
+@pytest.mark.filterwarnings("ignore")  # of the other libraries' own imports
+def test_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names, missing, ran = {}, set(), 0
+    for block in blocks((PAGES / f"{page}.md").read_text(encoding="utf-8")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                run(block, names)
+                ran += 1
+            except ImportError as error:
+                root = (error.name or "").partition(".")[0]
+                if root not in OPTIONAL:
+                    raise
+                missing.add(root)
+            except NameError as error:
+                if not missing:
+                    raise
+                missing.add(error.name)  # made by a block that could not run
+    if not ran:
+        pytest.skip(f"not installed: {', '.join(sorted(missing))}")
