@@ -7,17 +7,14 @@ answer.
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fastxent import _bench
 
 ASKING = ("only", "enable", "json", "save", "autosave", "compare", "histogram", "cprofile")
-DATA = Path(os.environ.get("FASTXENT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,10 +42,6 @@ def problem():
 
 
 @pytest.fixture(scope="session")
-def mnist():
-    path = DATA / "mnist.npz"
-    if not path.exists():
-        pytest.skip("MNIST is not there: set FASTXENT_DATA to the folder of mnist.npz")
-    with np.load(path) as archive:
-        X, y = archive["x_train"], archive["y_train"]
-    return X.reshape(len(X), -1).astype(np.float32) / 255, y.astype(int)
+def folder():
+    """Where mnist.npz may be: FASTXENT_DATA, else ../shared/data beside the checkout."""
+    return _bench.data_folder() or Path(__file__).resolve().parents[2] / "shared" / "data"

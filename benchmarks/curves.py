@@ -30,6 +30,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression as Peer
 from threadpoolctl import threadpool_limits
 
+from fastxent._bench import planted
 from fastxent.logistic import LogisticRegression
 from fastxent.plots import format_seconds
 
@@ -87,13 +88,6 @@ def banking(dtype):
     )
 
 
-def planted(n, d, k, dtype):
-    """Labels drawn from a softmax of random weights."""
-    rng = np.random.default_rng(0)
-    X, W = rng.standard_normal((n, d)).astype(dtype), 2 * rng.standard_normal((d, k)) / np.sqrt(d)
-    return Problem(X, (X @ W + rng.gumbel(size=(n, k))).argmax(axis=1))
-
-
 def bundled(load):
     X, y = load(return_X_y=True)
     return Problem((X - X.mean(axis=0)) / (X.std(axis=0) + 1e-9), y, ours=(1e-2, 1e-3, 1e-4, 1e-5, 1e-6))
@@ -103,9 +97,9 @@ PROBLEMS = {
     "iris": lambda: bundled(datasets.load_iris),
     "breast_cancer": lambda: bundled(datasets.load_breast_cancer),
     "digits": lambda: bundled(datasets.load_digits),
-    "26 classes, 20000 × 16, float64": lambda: planted(20_000, 16, 26, np.float64),
-    "2 classes, 500000 × 50, float32": lambda: planted(500_000, 50, 2, np.float32),
-    "10 classes, 200000 × 100, float32": lambda: planted(200_000, 100, 10, np.float32),
+    "26 classes, 20000 × 16, float64": lambda: Problem(*planted(20_000, 16, 26, np.float64)),
+    "2 classes, 500000 × 50, float32": lambda: Problem(*planted(500_000, 50, 2, np.float32)),
+    "10 classes, 200000 × 100, float32": lambda: Problem(*planted(200_000, 100, 10, np.float32)),
     "BANKING77, sparse, float32": lambda: banking(np.float32),
     "MNIST, float32": lambda: mnist(np.float32),
     "MNIST, float64": lambda: mnist(np.float64),

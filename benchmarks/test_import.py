@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 
-STATEMENTS = ["pass", "import numpy", "import fastxent", "import sklearn.linear_model"]
+from fastxent import _bench
 
 
-@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("statement", _bench.STATEMENTS)
 def test_import(statement, timed, benchmark):
     benchmark.group = "import"
-    command = [sys.executable, "-c", statement]
+    command = _bench.import_command(statement)
     rounds = {"rounds": 9, "warmup_rounds": 1} if timed else {}
     done = benchmark.pedantic(subprocess.run, (command,), {"capture_output": True}, **rounds)
     assert (done.returncode, done.stderr) == (0, b"")
-    benchmark.extra_info["statement"] = statement
+    benchmark.extra_info.update(what="import", statement=statement)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fastxent import _bench
+from fastxent._bench import _cases
 
 REPORT = Path(__file__).resolve().parents[1] / "benchmarks" / "report.py"
 
@@ -81,7 +82,7 @@ class TestCheck:
 
     def test_blocks_change_nothing(self, monkeypatch):
         whole = _bench.problem("softmax", 11, 7, "float32")
-        monkeypatch.setattr(_bench, "_blocks", lambda rows, classes: [slice(0, 4), slice(4, 8), slice(8, 12)])
+        monkeypatch.setattr(_cases, "_blocks", lambda rows, classes: [slice(0, 4), slice(4, 8), slice(8, 12)])
         parts = _bench.problem("softmax", 11, 7, "float32")
         assert parts.loss == pytest.approx(whole.loss, rel=1e-15)
         np.testing.assert_array_equal(parts.grad, whole.grad)
@@ -143,7 +144,7 @@ def timing(case, copies, seconds, **more):
     info = {
         **asdict(case), "threads": 2, "copies": copies, "copy_seconds": seconds / copies,
         "gb_per_s": case.traffic / seconds / 1e9, "bytes": case.traffic, "max_error": 2e-7,
-        "loss_error": 1e-7,
+        "loss_error": 1e-7, "what": "kernel",
     }  # fmt: skip
     return {"group": "kernels", "stats": {"median": seconds}, "extra_info": {**info, **more}}
 
@@ -162,14 +163,18 @@ def document():
             timing(make("softmax", "fused", 3000000, 7, "float32", "cpu"), 2.0, 0.02),
             {
                 "group": "one call on 8x10", "stats": {"median": 7.8e-6},
-                "extra_info": {"kind": "softmax", "peer": "cpu", "threads": 2},
+                "extra_info": {"what": "call", "kind": "softmax", "peer": "cpu", "threads": 2},
             },
-            {"group": "import", "stats": {"median": 0.08}, "extra_info": {"statement": "import fastxent"}},
+            {
+                "group": "import", "stats": {"median": 0.08},
+                "extra_info": {"what": "import", "statement": "import fastxent"},
+            },
             *(
                 {
                     "group": "MLP digits batch 64", "stats": {"median": seconds},
                     "extra_info": {
-                        "model": "MLPClassifier", "library": library, "epochs": 3, "log_loss": 0.25,
+                        "what": "fit", "group": "MLP digits batch 64", "model": "MLPClassifier",
+                        "library": library, "epochs": 3, "log_loss": 0.25,
                     },
                 }
                 for library, seconds in (("fastxent", 0.3), ("scikit-learn", 0.6))
@@ -182,16 +187,17 @@ class TestReport:
     def test_it_reads_like_a_table(self, report, document):
         text = report.report(json.loads(json.dumps(document)))
         assert text.startswith("Analytical Engine; threads: 2; Linux; Python 3.11.7; 2031-02-03.\n")
-        assert "| shape | copy | cpu | scipy | GB/s (cpu) | max error (cpu) |" in text
+        assert "| shape | copy | fastxent | SciPy | GB/s (fastxent) | max error (fastxent) |" in text
         assert "| 1,024 × 32,768 | 6.00 ms | **1.1** | 12 | 41 | 2e-07 |" in text
         assert "| 3,000,000 × 7 | 10.0 ms | **2.0** | - |" in text
-        assert "| `cpu` | 7.80 µs |" in text
+        assert "| fastxent | 7.80 µs |" in text
+        assert "| Softmax cross-entropy, loss and gradient, float32 | 11.3 |" in text
         assert "| `import fastxent` | 80.0 ms |" in text
         assert "| MLP digits batch 64 | 100 ms | 200 ms | - | 2.0× | - | 0.2500 | 0.2500 |" in text
 
     def test_tables_are_rectangular(self, report, document):
         tables = [part for part in report.report(document).split("\n\n") if part.startswith("|")]
-        assert len(tables) == 4
+        assert len(tables) == 5
         for table in tables:
             assert len({line.count("|") for line in table.splitlines()}) == 1
 

@@ -292,11 +292,53 @@ def test_arguments_that_do_not_parse(arguments, capsys):
     assert "usage: fastxent" in capsys.readouterr().err
 
 
-def test_help_teaches(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "taught"),
+    [
+        (["--help"], ("fastxent bench --quick", "exit codes: 0 done; 1 failed", "NO_COLOR")),
+        (["info", "--help"], ("fastxent info --json",)),
+        (["demo", "--help"], ("fastxent demo --data mnist.npz", "--target churned")),
+        (["bench", "--help"], ("fastxent bench --shapes 4096x50257", "ROWSxCLASSES", "fastxent-bench.html")),
+    ],
+)
+def test_help_teaches(arguments, taught, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["demo", "--help"])
+        cli.main(arguments)
     assert stop.value.code == 0
-    assert "fastxent demo --data mnist.npz" in " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
+    for words in taught:
+        assert words in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"fastxent {fastxent.__version__}\n"
+
+
+def test_demo_in_json(csv_file, tmp_path, capsys):
+    arguments = [
+        "demo",
+        "--data",
+        str(csv_file),
+        "--target",
+        "kind",
+        "--out",
+        str(tmp_path),
+        "--quick",
+        "--json",
+    ]
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert [(r["model"], r["library"]) for r in told["results"]] == TABLE_ROWS
+    assert (told["training_rows"], told["test_rows"], told["features"], told["classes"]) == (90, 30, 3, 2)
+    assert all(0.9 < r["accuracy"] <= 1 and r["median"] > 0 for r in told["results"])
+    if told["figure"] is None:
+        assert "matplotlib is missing" in err
+    else:
+        assert (tmp_path / cli.FIGURE).read_bytes().startswith(PNG)
 
 
 class Terminal(io.StringIO):

@@ -141,6 +141,18 @@ def test_wheel_from_sdist_works_where_it_is_installed(sdist, tmp_path):
     assert not {name for name in names if name.endswith((".pyx", ".pxd", ".cpp", ".hpp"))}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fastxent"}
     assert use(site, tmp_path)["cpu"]["available"]
+    command = [
+        sys.executable,
+        "-m",
+        "fastxent.cli",
+        "bench",
+        "--quick",
+        "--shapes",
+        "31x3",
+        "--out",
+        tmp_path,
+    ]
+    assert "fastxent-bench.html" in run(*command, cwd=tmp_path, PYTHONPATH=str(site))
     tests = ["tests/test_golden.py", "tests/test_linear.py"]
     pytest_again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     assert " passed" in run(*pytest_again, cwd=unpacked, PYTHONPATH=str(site))

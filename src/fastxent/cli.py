@@ -1,4 +1,4 @@
-"""The command line: ``fastxent info`` and ``fastxent demo``.
+"""The command line: ``fastxent info``, ``fastxent demo`` and ``fastxent bench``.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed on the way, 2 the request or
 its data cannot be used (one line says why).
@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import numpy as np
 from ._backend import describe, show_versions
 
 FIGURE = "fastxent-demo.png"
+PAGE, RECORD = "fastxent-bench.html", "fastxent-bench.json"
 
 
 class InputError(Exception):
@@ -47,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         From argparse: code 0 after ``--help``, code 2 for arguments that do not parse.
     """
     arguments = _parser().parse_args(argv)
+    arguments.typed = shlex.join(["fastxent", *(sys.argv[1:] if argv is None else argv)])
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()
@@ -64,23 +67,51 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    teaching = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="fastxent",
+        formatter_class=teaching,
         description="Cross-entropy, exact and at the speed of memory, and classifiers built on it.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info | demo")
+        epilog="""\
+start here:
+  fastxent info                     what is installed, which kernels this processor gets
+  fastxent demo                     two classifiers beside scikit-learn's, on bundled data, in seconds
+  fastxent bench --quick            the kernels beside every installed peer, as a page for a browser
+  fastxent COMMAND --help           the options of a command, with examples
 
-    info = commands.add_parser("info", help="versions, instruction set, threads, backends and GPUs")
+exit codes: 0 done; 1 failed on the way; 2 the request or its data cannot be used, one line on stderr says why.
+Progress is drawn on terminals only. NO_COLOR=1 keeps colours away, OMP_NUM_THREADS=N sets the threads.""",
+    )
+    parser.add_argument("--version", action="version", version=f"fastxent {describe()['fastxent']}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="info | demo | bench")
+
+    info = commands.add_parser(
+        "info",
+        help="versions, instruction set, threads, backends and GPUs",
+        formatter_class=teaching,
+        description="What a bug report needs: versions, the instruction set in use, threads, backends, GPUs.",
+        epilog="""\
+examples:
+  fastxent info
+  fastxent info --json | python -m json.tool
+  FASTXENT_ISA=avx2 fastxent info   the kernels for AVX2, on a processor that has more""",
+    )
     info.add_argument("--json", action="store_true", help="print one JSON object")
     info.set_defaults(run=_info)
 
     demo = commands.add_parser(
         "demo",
         help="train two classifiers beside scikit-learn's and picture them",
-        description="Trains fastxent's LogisticRegression and MLPClassifier and scikit-learn's two with the "
-        "same settings, prints a table and draws a figure. Without --data: scikit-learn's bundled digits.",
-        epilog="examples:  fastxent demo  |  fastxent demo --data mnist.npz  |  "
-        "fastxent demo --data customers.csv --target churned --out results",
+        formatter_class=teaching,
+        description="""\
+Trains fastxent's LogisticRegression and MLPClassifier and scikit-learn's two with the same settings, prints a
+table and draws a figure. Without --data: scikit-learn's bundled digits.""",
+        epilog="""\
+examples:
+  fastxent demo
+  fastxent demo --data mnist.npz
+  fastxent demo --data customers.csv --target churned --out results
+  fastxent demo --quick --json > demo.json""",
     )
     demo.add_argument(
         "--data",
@@ -98,8 +129,72 @@ def _parser() -> argparse.ArgumentParser:
         help=f"folder for {FIGURE} (default: the current one)",
     )
     demo.add_argument("--quick", action="store_true", help="at most 2000 training rows and 5 epochs")
+    demo.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time everything beside every installed peer, as a page for a browser",
+        formatter_class=teaching,
+        description=f"""\
+Times fastxent's kernels and classifiers beside every peer that is installed (NumPy, SciPy, scikit-learn; Numba
+and PyTorch where they are) and writes {PAGE}, one file with tables, charts, this machine and the versions, and
+{RECORD} with every number. Each answer is checked against float64 before it is timed; the unit is a copy of the
+logits, timed between the runs. The whole suite takes up to an hour and needs up to 10 GiB of memory (what does
+not fit is left out and named), --quick about two minutes and 2 GiB. Ctrl-C keeps what was measured.""",
+        epilog=f"""\
+examples:
+  fastxent bench --quick                            then open {PAGE}
+  fastxent bench --shapes 4096x50257 1000000x20     rows x classes of your own
+  fastxent bench --shapes 5000000 --quick           rows alone: binary cross-entropy
+  FASTXENT_DATA=~/data fastxent bench --out results with MNIST, from ~/data/mnist.npz
+  OMP_NUM_THREADS=1 fastxent bench --quick --json   every peer with one thread, numbers to stdout
+
+A peer's failure stands in the page. The exit code is 1 only where a case of fastxent's own failed.""",
+    )
+    bench.add_argument(
+        "--quick",
+        action="store_true",
+        help="loss and gradient in float32 only, on four shapes, trainings on the digits; with --shapes, on those",
+    )
+    bench.add_argument(
+        "--shapes",
+        nargs="+",
+        type=_shape,
+        metavar="SHAPE",
+        help="ROWSxCLASSES, or ROWS for binary cross-entropy: the kernels on these alone",
+    )
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help=f"folder for {PAGE} and {RECORD} (default: the current one)",
+    )
+    bench.add_argument("--json", action="store_true", help=f"print what {RECORD} holds instead of the tables")
+    bench.set_defaults(run=_bench)
     return parser
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """``"1024x32768"`` or ``"5000000"``, for argparse, whose message names option and text."""
+    found = re.fullmatch(r"(\d{1,12})(?:[x×*](\d{1,9}))?", text)
+    shape = tuple(int(number) for number in found.groups() if number) if found else ()
+    if not shape or shape[0] < 1 or (len(shape) == 2 and shape[1] < 2):
+        raise argparse.ArgumentTypeError(
+            f"expected ROWSxCLASSES with 2 or more classes, such as 1024x32768, or ROWS alone, got {text!r}"
+        )
+    return shape
+
+
+def _writable(folder: Path) -> None:
+    """Make the folder if need be; raise where nothing can be written, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write into {folder}: permission denied")
 
 
 # ---- info
@@ -359,6 +454,18 @@ class Result:
         """Median seconds of a fit."""
         return float(np.median(self.seconds))
 
+    def record(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "model": self.model,
+            "library": self.library,
+            "threads": self.threads,
+            "seconds": self.seconds,
+            "median": self.median,
+            "accuracy": float(self.accuracy),
+            "log_loss": float(self.log_loss),
+        }
+
 
 def _models(n_rows: int, quick: bool) -> dict[tuple[str, str], Any]:
     """The four estimators by (model, library); both libraries get the same settings."""
@@ -522,21 +629,31 @@ def table(results: list[Result], stream: TextIO) -> str:
     """The results in columns; the last one is scikit-learn's seconds over the row's own."""
     from .plots import format_seconds
 
-    head = ("model", "library", "test accuracy", "log-loss", "threads", "time", "speed")
+    head = ["model", "library", "test accuracy", "log-loss", "threads", "time", "speed"]
     peer = {result.model: result.median for result in results if result.library == "scikit-learn"}
     rows = [
-        (r.model, r.library, f"{r.accuracy:.4f}", f"{r.log_loss:.4f}", str(r.threads),
-         format_seconds(r.median), f"{peer[r.model] / r.median:.2f}×")
+        [r.model, r.library, f"{r.accuracy:.4f}", f"{r.log_loss:.4f}", str(r.threads),
+         format_seconds(r.median), f"{peer[r.model] / r.median:.2f}×"]
         for r in results
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    head, *body = _columns([head, *rows], left=2)
+    lines = [
+        _paint(x, "1", stream) if row[1] == "fastxent" else x for row, x in zip(rows, body[1:], strict=True)
+    ]
+    return "\n".join([head, body[0], *lines])
 
-    def line(cells: tuple[str, ...]) -> str:
-        left = [f"{cell:<{w}}" for cell, w in zip(cells[:2], widths[:2], strict=True)]
-        return "  ".join(left + [f"{cell:>{w}}" for cell, w in zip(cells[2:], widths[2:], strict=True)])
 
-    body = [_paint(line(row), "1", stream) if row[1] == "fastxent" else line(row) for row in rows]
-    return "\n".join([line(head), "  ".join("─" * w for w in widths), *body])
+def _columns(rows: list[list[str]], left: int) -> list[str]:
+    """Lines of text with the columns below each other, a rule below the first; the ``left`` first ones flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            f"{text:{'<' if at < left else '>'}{w}}"
+            for at, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return [lines[0], "  ".join("─" * w for w in widths), *lines[1:]]
 
 
 def figure(results: list[Result], data: Data, subtitle: str) -> Any:
@@ -587,13 +704,8 @@ def figure(results: list[Result], data: Data, subtitle: str) -> Any:
 
 def _demo(arguments: argparse.Namespace) -> int:
     data = load_data(arguments.data, arguments.target)
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write into {arguments.out}: {error.strerror}") from None
+    _writable(arguments.out)
     target = arguments.out / FIGURE
-    if not os.access(arguments.out, os.W_OK):
-        raise InputError(f"cannot write into {arguments.out}: permission denied")
     if arguments.quick:
         data = _first_rows(data, 2000)
 
@@ -603,23 +715,39 @@ def _demo(arguments: argparse.Namespace) -> int:
         f"{data.name}: {len(data.y_train)} training and {len(data.y_test)} test rows, "
         f"{data.X_train.shape[1]} features, {classes} classes"
     )
-    print(summary, flush=True)
+    if not arguments.json:
+        print(summary, flush=True)
     with Progress(4, sys.stderr) as progress:
         results = train(data, quick=arguments.quick, progress=progress)
-    print()
-    print(table(results, sys.stdout))
-    print("\nthreads: all or one, what is faster; speed: scikit-learn's time over this one's", flush=True)
+    if not arguments.json:
+        print(f"\n{table(results, sys.stdout)}")
+        print("\nthreads: all or one, what is faster; speed: scikit-learn's time over this one's", flush=True)
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         print("no figure: matplotlib is missing (pip install 'fastxent[plots]')", file=sys.stderr)
-        return 0
-    libraries = f"fastxent {versions['fastxent']}, scikit-learn {versions['versions']['scikit-learn']}"
-    try:
-        figure(results, data, f"{summary}\n{libraries}").savefig(target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
-    print(f"figure: {target}")
+        drawn = False
+    else:
+        libraries = f"fastxent {versions['fastxent']}, scikit-learn {versions['versions']['scikit-learn']}"
+        try:
+            figure(results, data, f"{summary}\n{libraries}").savefig(target)
+        except OSError as error:
+            raise InputError(f"cannot write {target}: {error.strerror or error}") from None
+        drawn = True
+    if arguments.json:
+        told = {
+            "data": data.name,
+            "training_rows": len(data.y_train),
+            "test_rows": len(data.y_test),
+            "features": data.X_train.shape[1],
+            "classes": classes,
+            "versions": versions["versions"] | {"fastxent": versions["fastxent"]},
+            "results": [result.record() for result in results],
+            "figure": str(target) if drawn else None,
+        }
+        print(json.dumps(told, indent=2))
+    elif drawn:
+        print(f"figure: {target}")
     return 0
 
 
@@ -633,6 +761,53 @@ def _first_rows(data: Data, most: int) -> Data:
         np.arange(len(data.y_train)), train_size=most, random_state=0, stratify=data.y_train
     )
     return Data(data.name, data.X_train[keep], data.y_train[keep], data.X_test, data.y_test)
+
+
+# ---- bench
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from ._bench import page, run_suite, tasks
+
+    _writable(arguments.out)
+    todo = tasks(quick=arguments.quick, shapes=arguments.shapes)
+    if not arguments.json:
+        print(f"{len(todo)} cases: {', '.join(dict.fromkeys(task.library for task in todo))}", flush=True)
+    with Progress(len(todo), sys.stderr) as progress:
+        document = run_suite(todo, arguments.typed, progress.step)
+    document["machine"]["gpus"] = _gpus()
+    shown, recorded = arguments.out / PAGE, arguments.out / RECORD
+    text = json.dumps(document, indent=1)
+    try:
+        recorded.write_text(text + "\n", encoding="utf-8")
+        shown.write_text(page(document), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror or error}") from None
+    if arguments.json:
+        print(text)
+    else:
+        print(_bench_text(document, sys.stdout))
+        print(f"\npage:    {shown}\nnumbers: {recorded}")
+    for entry in document["failed"]:
+        print(f"failed: {entry['name']}: {entry['reason']}", file=sys.stderr)
+    if document["interrupted"]:
+        print("fastxent bench: interrupted; the page holds what was measured", file=sys.stderr)
+        return 130
+    return 1 if any(entry["library"].startswith("fastxent") for entry in document["failed"]) else 0
+
+
+def _bench_text(document: dict[str, Any], stream: TextIO) -> str:
+    """The tables of a run for a terminal, the fastest of a line in bold."""
+    from ._bench import tables
+
+    parts = []
+    for made in tables(document["rows"]):
+        head, rule, *lines = _columns([made.head, *made.body], left=1)
+        bold = {line for line, column in made.best if made.head[column] == "fastxent"}
+        lines = [_paint(line, "1", stream) if at in bold else line for at, line in enumerate(lines)]
+        above = [_paint(made.title, "1", stream), *([made.note] if made.note else []), ""]
+        parts.append("\n".join(["", *above, head, rule, *lines]))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 A `Case` is a kind of loss ("softmax" on rows of logits with integer labels, "bce" on single logits), a mode
 ("forward": the mean loss; "fused": the mean loss and its gradient), a shape, a dtype and a peer. `problem`
 makes its data, `prepare` a function without arguments that computes it (buffers are allocated and threads set
-before), `check` compares the answer with float64. Nothing here keeps a peer's time: ``benchmarks/`` does,
-with pytest-benchmark.
+before), `check` compares the answer with float64.
 
 The unit of time is a copy of the logits (`Copies`), the unit of traffic the least a kernel can do: read its
 inputs once, write its outputs once.
@@ -16,7 +15,7 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -25,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from ._backend import choose
-from .losses import (
+from .._backend import choose
+from ..losses import (
     sigmoid_cross_entropy,
     sigmoid_cross_entropy_with_grad,
     softmax_cross_entropy,
@@ -115,11 +114,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Peer:
-    """Who computes; ``module`` must be importable, ``temporaries`` are arrays of the logits' size."""
+    """Who computes; ``module`` must be importable, ``temporaries`` are arrays of the logits' size.
+
+    ``label`` heads a column of the report, ``note`` says what exactly was called.
+    """
 
     prepare: Callable[[Problem, str, int], Callable[[], Answer]]
     module: str
     temporaries: int
+    label: str
     note: str
 
 
@@ -410,14 +413,16 @@ def _torch(p: Problem, mode: str, threads: int, compiled: bool = False) -> Calla
 
 
 PEERS: Mapping[str, Peer] = {
-    "cpu": Peer(_fastxent("cpu"), "fastxent", 0, "fastxent, compiled kernels"),
-    "numpy": Peer(_fastxent("numpy"), "fastxent", 1, "fastxent, backend='numpy'"),
-    "plain-numpy": Peer(_numpy, "numpy", 4, "the textbook in NumPy"),
-    "scipy": Peer(_scipy, "scipy", 4, "scipy.special.log_softmax, log_expit"),
-    "sklearn": Peer(_sklearn, "sklearn", 0, "scikit-learn's private _loss"),
-    "numba": Peer(_numba, "numba", 0, "Numba, prange and fastmath"),
-    "torch": Peer(_torch, "torch", 3, "PyTorch, eager"),
-    "torch-compile": Peer(functools.partial(_torch, compiled=True), "torch", 3, "PyTorch, torch.compile"),
+    "cpu": Peer(_fastxent("cpu"), "fastxent", 0, "fastxent", "fastxent's compiled kernels"),
+    "numpy": Peer(_fastxent("numpy"), "fastxent", 1, "fastxent in NumPy", "fastxent with backend='numpy'"),
+    "plain-numpy": Peer(_numpy, "numpy", 4, "NumPy", "the textbook in NumPy, every buffer reused"),
+    "scipy": Peer(_scipy, "scipy", 4, "SciPy", "scipy.special.log_softmax, log_expit and expit"),
+    "sklearn": Peer(_sklearn, "sklearn", 0, "scikit-learn", "the private _loss of scikit-learn's estimators"),
+    "numba": Peer(_numba, "numba", 0, "Numba", "one loop over rows with prange and fastmath"),
+    "torch": Peer(_torch, "torch", 3, "PyTorch", "torch.nn.functional and autograd, eager"),
+    "torch-compile": Peer(
+        functools.partial(_torch, compiled=True), "torch", 3, "torch.compile", "the same, compiled"
+    ),
 }
 
 
@@ -431,12 +436,12 @@ def installed() -> list[str]:
     return here
 
 
-def cases() -> list[Case]:
-    """Every case for the installed peers, ordered so that neighbours share their data."""
+def cases(shapes: Mapping[str, Iterable[tuple[int, int]]] = SHAPES) -> list[Case]:
+    """Every case of these shapes for the installed peers, ordered so that neighbours share their data."""
     return [
         Case(kind, mode, rows, classes, dtype, peer)
         for kind in KINDS
-        for rows, classes in SHAPES[kind]
+        for rows, classes in shapes[kind]
         for dtype in DTYPES
         for mode in MODES
         for peer in installed()
@@ -508,31 +513,3 @@ class Copies:
     def close(self) -> None:
         """Let the copying threads go."""
         self._pool.shutdown()
-
-
-# ---- estimators
-
-
-def estimators(logistic: Mapping[str, Any], mlp: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """Our two classifiers and scikit-learn's, by (class name, library); each pair has the same parameters."""
-    from sklearn.linear_model import LogisticRegression as PeerLogistic
-    from sklearn.neural_network import MLPClassifier as PeerMLP
-
-    from .logistic import LogisticRegression
-    from .mlp import MLPClassifier
-
-    return {
-        ("LogisticRegression", "fastxent"): LogisticRegression(**logistic),
-        ("LogisticRegression", "scikit-learn"): PeerLogistic(**logistic),
-        ("MLPClassifier", "fastxent"): MLPClassifier(**mlp),
-        ("MLPClassifier", "scikit-learn"): PeerMLP(**mlp),
-    }
-
-
-def limited(estimator: Any, threads: int) -> Any:
-    """A context in which a fit has so many threads: our own, and those of BLAS and OpenMP."""
-    from threadpoolctl import threadpool_limits
-
-    if "num_threads" in estimator.get_params():
-        estimator.set_params(num_threads=threads)
-    return threadpool_limits(threads)
