@@ -1,6 +1,7 @@
 # Everything happens in .venv, nothing outside this folder.
 #   make demo ARGS="--data table.csv --target species"     passes arguments on
 #   make bench ARGS="-k softmax"
+#   make docs FASTXENT_EXAMPLES=small                      runs the gallery's examples; without it they are shown alone
 #   make test PY=python3.12                                chooses the interpreter of a new .venv
 PY ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test test-all asan bench lint wheel clean
+.PHONY: demo test test-all asan bench docs lint wheel clean
 
 demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
@@ -35,6 +36,14 @@ bench: .venv/bench
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-json=bench-out/benchmark.json $(ARGS)
 	$(BIN)/python benchmarks/report.py bench-out/benchmark.json > bench-out/report.md
 	cat bench-out/report.md
+
+# In a copy, since Sphinx writes beside its sources. Warnings are errors.
+docs: .venv/docs
+	rm -rf build/docs && mkdir -p build/docs
+	cp -R docs $(wildcard examples) build/docs
+	cd build/docs && FASTXENT_EXAMPLES=$(FASTXENT_EXAMPLES) FASTXENT_DATA="$${FASTXENT_DATA:-$(abspath ../shared/data)}" \
+	  ../../$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs html
+	@echo "open build/docs/html/index.html"
 
 lint: .venv/lint
 	$(BIN)/python -m ruff check .
@@ -72,4 +81,8 @@ clean:
 
 .venv/lint: .venv/built
 	$(BIN)/python -m pip install -q --group lint
+	touch $@
+
+.venv/docs: .venv/built
+	$(BIN)/python -m pip install -q --group docs
 	touch $@

@@ -102,16 +102,16 @@ class TemperatureScaling(SaveMixin, TransformerMixin, BaseEstimator):
         -------
         self
 
+        Raises
+        ------
+        ValueError
+            Shapes that do not fit, labels that are no columns, NaN or +inf, a label whose logit is -inf.
+
         Warns
         -----
         ConvergenceWarning
             Where no temperature between the bounds is best: the scores separate the classes perfectly, say nothing, or
             are worse than guessing.
-
-        Raises
-        ------
-        ValueError
-            Shapes that do not fit, labels that are no columns, NaN or +inf, a label whose logit is -inf.
         """
         low, high = _interval(self.bounds)
         z, self.n_features_in_ = _scores(logits)

@@ -96,7 +96,7 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
     intercept_ : ndarray (1,) or (n_classes,)
     n_iter_ : ndarray (1,), int32
     n_features_in_ : int
-    feature_names_in_ : ndarray (n_features_in_,), where X has names
+    feature_names_in_ : ndarray of shape (n_features,), where X has names
     opt_result_ : `solvers.Outcome`
         How the minimization ended.
 

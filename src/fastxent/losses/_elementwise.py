@@ -211,7 +211,7 @@ def sigmoid_cross_entropy(
     """Binary cross-entropy of logits, element by element.
 
     L = v (pos_weight y' softplus(-z) + (1 - y') softplus(z)) with y' = (1 - a) y + a / 2 and softplus(x) =
-    max(x, 0) + log1p(exp(-|x|)). Unlike softmax over two classes, each element stands alone: multilabel problems.
+    max(x, 0) + log1p(exp(-abs(x))). Unlike softmax over two classes, each element stands alone: multilabel problems.
 
     Parameters
     ----------
