@@ -177,7 +177,8 @@ class Loss(abc.ABC):
             D - H positive semidefinite, 2 G p (1 - p) + 2 max(-PG, 0) abs(p_k - [k = y]) (1 - p_y) for a softmax
             loss f(p_y) with G = -p f', PG = p dG/dp, so that steps of -g/D never overshoot. "xgboost": what that
             library uses for cross-entropy, max(2 p (1 - p), 1e-16) for softmax and max(p (1 - p), 1e-16) for sigmoid
-            losses. "lightgbm": K / (K - 1) p (1 - p), and p (1 - p). Floors are those of a row of weight 1; weights multiply.
+            losses. "lightgbm": K / (K - 1) p (1 - p), and p (1 - p). Floors are those of a row of weight 1; weights
+            multiply.
 
         Returns
         -------
