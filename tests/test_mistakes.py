@@ -205,3 +205,85 @@ def test_logits_as_distributions():
         information.entropy([[1.0, -2.0, -3.0]])
     with pytest.raises(ValueError, match=r"p: expected finite non-negative numbers.*-0\.1 at index 3$"):
         information.entropy([0.5, 0.4, 0.2, -0.1])
+
+
+# What was asked of every public function, and answered badly ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "advice"),
+    [
+        (lambda: fx.softmax_cross_entropy([0, 1, 2, 0, 1, 2], Z), ValueError, "logits come first: are the two swapped"),
+        (lambda: fx.softmax_cross_entropy([["a", "b"]], [0]), TypeError, "text must be turned into numbers"),
+        (lambda: fx.softmax_cross_entropy(None, [0]), TypeError, "holds NoneType; convert with numpy.asarray"),
+        (lambda: fx.softmax_cross_entropy(Z + 1j, [0] * 6), TypeError, "take the real part"),
+        (lambda: fx.softmax_cross_entropy(Z, [0] * 6, reduction=None), ValueError, "got None; pass it as a string"),
+        (lambda: fx.softmax_cross_entropy(Z, [0] * 6, smoothing="unifrom"), ValueError, "did you mean 'uniform'"),
+        (lambda: fx.softmax_cross_entropy(Z, [0] * 6, class_weight="balanced"), TypeError, "one number per class"),
+        (lambda: fx.softmax_cross_entropy(Z, [0] * 6, class_weight={0: 1}), TypeError, "dicts are for the estimators"),
+        (lambda: fx.softmax_cross_entropy(Z, [0, 1, np.nan, 0, 1, 2]), TypeError, "the label ignore_index for them"),
+        (lambda: fx.softmax_cross_entropy(Z, [0, 1, -1, 0, 1, 2]), ValueError, "pass ignore_index=-1"),
+        (lambda: fx.softmax_cross_entropy_backward(np.ones(6), Z, [0] * 6), TypeError, "one number per row goes"),
+        (lambda: fx.sigmoid_cross_entropy_backward(np.ones(6), Z[:, 0], [0] * 6), TypeError, 'reduction="none"'),
+        (lambda: fx.sigmoid_cross_entropy([0, 1, 1], [0.3, -1.2, 2.0]), ValueError, "are the two swapped"),
+        (lambda: fx.information.kl_divergence([0.5, 0.5], [0.2, 0.3, 0.5]), ValueError, r"q: .* p, \(2,\), got \(3,\)"),
+        (lambda: fx.linear_cross_entropy(Z, Z[:2], [0] * 6), ValueError, r"a row per class: pass W\.T"),
+        (lambda: fx.linear_cross_entropy(Z[0], Z.T, [0]), ValueError, r"X: expected shape \(n, d\).*pass X\[None\]"),
+        (lambda: fx.LogisticRegression(loss=fx.FocalLoss).fit(Z, [0, 1] * 3), TypeError, r"FocalLoss\(\)$"),
+        (lambda: fx.LogisticRegression(loss="focall").fit(Z, [0, 1] * 3), ValueError, "did you mean 'focal'"),
+    ],
+)  # fmt: skip
+def test_the_message_says_what_to_do(call, error, advice):
+    with pytest.raises(error, match=advice):
+        call()
+
+
+def test_a_message_is_short_whatever_came():
+    with pytest.raises(TypeError) as caught:
+        fx.softmax_cross_entropy(Z, [0] * 6, label_smoothing=np.zeros(10_000))
+    assert "array of shape (10000,)" in str(caught.value)
+    with pytest.raises(ValueError, match=r"\.\.\.$"):
+        fx.softmax_cross_entropy(Z, [0] * 6, reduction="x" * 10_000)
+
+
+class TestEstimators:
+    X = np.random.default_rng(4).normal(size=(30, 4))
+    y = np.arange(30) % 3
+
+    @pytest.fixture(params=["LogisticRegression", "MLPClassifier"])
+    def make(self, request):
+        return getattr(fx, request.param)
+
+    def test_one_hot_rows_for_logistic_regression(self):
+        with pytest.raises(
+            ValueError, match=r"y should be a 1d array, got an array.*pass y\.argmax\(axis=1\)"
+        ):
+            fx.LogisticRegression().fit(self.X, np.eye(3, dtype=int)[self.y])
+
+    def test_rows_that_are_no_probabilities(self, make):
+        with pytest.raises(ValueError, match="ivide rows of counts by their sums"):
+            make().fit(self.X, np.full((30, 3), 0.5))
+
+    def test_a_teacher_has_no_place_in_fit(self, make):
+        with pytest.raises(ValueError, match="pass the teacher's probabilities as y"):
+            make(loss=fx.DistillationLoss()).fit(self.X, self.y)
+
+    def test_one_decision_for_several_classes(self):
+        with pytest.raises(ValueError, match=r"one of 3 classes: use SoftmaxCrossEntropy\(\)"):
+            fx.MLPClassifier(loss=fx.SigmoidCrossEntropy()).fit(self.X, self.y)
+
+    def test_an_unknown_class_reads_as_it_was_written(self, make):
+        with pytest.raises(ValueError, match=r"y\[2\] is 2, expected one of the classes \[0, 1\]"):
+            make().partial_fit(self.X, self.y, classes=[0, 1])
+        with pytest.raises(ValueError, match=r"y\[0\] is 'c', expected one of the classes \['a', 'b'\]"):
+            make().partial_fit(self.X[:2], ["c", "a"], classes=["a", "b"])
+
+    def test_a_folder_that_is_not_there(self, make, tmp_path):
+        path = tmp_path / "absent" / "model.npz"
+        with pytest.raises(FileNotFoundError) as caught:
+            make().save(path)
+        assert caught.value.filename == str(path)
+
+    def test_labels_beyond_the_columns_of_scores(self):
+        with pytest.raises(ValueError, match="got 3, 5 to 7; pass classes="):
+            fx.TemperatureScaling().fit(self.X, self.y + 5)

@@ -4,6 +4,7 @@ A checked array is a native, aligned NumPy array of a dtype that every backend r
 can read in place.  Messages name the argument, what was expected and what came.
 """
 
+import difflib
 import functools
 import itertools
 import math
@@ -28,15 +29,30 @@ SMOOTHINGS = ("uniform", "exclude_target")
 
 def choice(value, name, allowed):
     """Value, one of `allowed`."""
-    if value in allowed:
+    if isinstance(value, str) and value in allowed:
         return value
-    raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    hint = "; pass it as a string" if value is None and "none" in allowed else nearest(value, allowed)
+    raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {brief(value)}{hint}")
+
+
+def nearest(value, allowed):
+    """The name that was meant, as the end of a message; empty where none is close."""
+    close = difflib.get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def brief(value):
+    """A value for a message: its repr, or what an array is where that would be long."""
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def real(value, name, low=-math.inf, high=math.inf, *, open_low=False):
     """Value as a finite float within [low, high], or (low, high] with `open_low`."""
     if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected a real number, got {value!r}")
+        raise TypeError(f"{name}: expected a real number, got {brief(value)}")
     value = float(value)
     if not (low <= value <= high) or (open_low and value == low) or math.isinf(value):
         bracket = "(" if open_low or low == -math.inf else "["
@@ -65,7 +81,7 @@ def whole(value, name):
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+        raise TypeError(f"{name}: expected an integer, got {brief(value)}") from None
 
 
 def log_of_base(base):
@@ -218,7 +234,21 @@ def floats(values, name):
         return a
     if dtype.kind in "iub":
         return a.astype(np.float64)
-    raise TypeError(f"{name}: expected float32, float64, float16, bfloat16 or integers, got dtype {dtype}")
+    raise TypeError(
+        f"{name}: expected float32, float64, float16, bfloat16 or integers, got dtype {dtype}{dtype_advice(a)}"
+    )
+
+
+def dtype_advice(a):
+    """What to do about values that are no real numbers."""
+    if a.dtype.kind in "SU":
+        return "; text must be turned into numbers first"
+    if a.dtype.kind == "c":
+        return "; take the real part"
+    if a.dtype.kind == "O":
+        kinds = sorted({type(value).__name__ for value in a.ravel()[:1000].tolist()})
+        return f" that holds {', '.join(kinds[:4])}; convert with numpy.asarray(values, dtype=float)"
+    return ""
 
 
 def compute_dtype(dtype):
@@ -232,7 +262,13 @@ def numbers_like(values, name, dtype):
     if a.dtype == dtype:
         return a
     if a.dtype.kind not in "iubf" and not is_half(a.dtype):
-        raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
+        advice = dtype_advice(a)
+        if name == "class_weight":
+            advice = (
+                "; pass one number per class: names and dicts are for the estimators, "
+                "sklearn.utils.class_weight.compute_class_weight turns them into numbers"
+            )
+        raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}{advice}")
     with np.errstate(over="ignore"):
         return a.astype(dtype)
 
@@ -371,8 +407,16 @@ def softmax_input(logits, targets, axis, name="logits", *, check=True):
 
 def label_advice(y, otherwise):
     """What to do about labels of a dtype that is none of labels'."""
-    if y.dtype.kind == "f" and np.isfinite(y).all() and (y == np.rint(y)).all():
-        return "these are whole numbers: pass targets.astype(int)"
+    if y.dtype.kind == "f":
+        finite = np.isfinite(y)
+        whole_numbers = (y[finite] == np.rint(y[finite])).all()
+        if whole_numbers and finite.all():
+            return "these are whole numbers: pass targets.astype(int)"
+        if whole_numbers and finite.any():
+            return (
+                "some are NaN: to leave those rows out pass the label ignore_index for them, "
+                "numpy.where(numpy.isnan(targets), -100, targets).astype(int)"
+            )
     if y.dtype.kind in "OSU":
         return "number the classes first: np.unique(targets, return_inverse=True)[1], or use an estimator"
     return otherwise
@@ -380,6 +424,8 @@ def label_advice(y, otherwise):
 
 def shape_advice(y, shape, row_shape, axis):
     """What to do about targets of a shape that belongs to neither labels nor soft targets."""
+    if y.ndim == len(shape) + 1 and y.shape[:-1] == shape and y.dtype.kind == "f":
+        return "; logits come first: are the two swapped?"
     if y.ndim == len(shape) and y.ndim == 2 and y.T.shape == shape:
         return "; they look transposed: pass targets.T"
     if y.ndim == len(shape) and y.shape == (*shape[:axis], 1, *shape[axis + 1 :]):
@@ -471,6 +517,8 @@ def bad_target(problem, row, given):
         text += "; do the labels start at 1? Subtract 1"
     elif k == 2 and ((labels == -1) | (labels == 1)).all():
         text += "; for labels -1 and 1 pass (targets + 1) // 2"
+    elif int(value) == -1 and int(labels.max()) < k and ((labels == -1) | (labels >= 0)).all():
+        text += "; to leave out rows with this label pass ignore_index=-1"
     elif int(labels.max()) >= k and int(labels.min()) >= 0:
         text += (
             f"; the largest label, {labels.max()}, needs at least {int(labels.max()) + 1} columns of logits"
@@ -592,6 +640,8 @@ def bad_element(problem, element, name):
             text += "; for labels -1 and 1 pass (targets + 1) / 2"
         elif ((y == 1) | (y == 2)).all():
             text += "; do the labels start at 1? Subtract 1"
+        elif not (y == np.rint(y)).all() and ((problem.values == 0) | (problem.values == 1)).all():
+            text += "; the values before them are all 0 or 1: are the two swapped?"
         elif (y == np.rint(y)).all() and (y >= 0).all():
             text += "; these look like class labels: use softmax_cross_entropy, or one-hot targets"
     else:
@@ -630,8 +680,10 @@ def distributions(arguments, axis):
     try:
         arrays = np.broadcast_arrays(*arrays)
     except ValueError:
-        shapes = " and ".join(f"{name} {a.shape}" for name, a in zip(arguments, arrays, strict=True))
-        raise ValueError(f"expected shapes that broadcast, got {shapes}") from None
+        (first, *_, last), shapes = arguments, [a.shape for a in arrays]
+        raise ValueError(
+            f"{last}: expected a shape that broadcasts with that of {first}, {shapes[0]}, got {shapes[-1]}"
+        ) from None
     ndim = arrays[0].ndim
     if ndim == 0:
         raise ValueError(

@@ -15,6 +15,8 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
+from .losses import DistillationLoss, resolve
+
 try:
     from sklearn.callback import CallbackSupportMixin
 except ImportError:  # scikit-learn < 1.9 knows no callbacks
@@ -68,6 +70,17 @@ def check_sample_weight(sample_weight, n_samples, dtype):
     return weights
 
 
+def loss_of(loss):
+    """The loss object of an estimator's parameter, one that labels alone can serve."""
+    loss = resolve(loss)
+    if isinstance(loss, DistillationLoss):
+        raise ValueError(
+            "loss: DistillationLoss needs the teacher's logits beside the labels, for which fit has no argument: pass "
+            "the teacher's probabilities as y instead, softmax(teacher_logits / temperature)"
+        )
+    return loss
+
+
 def encode_labels(y, sample_weight=None, classes=None):
     """Class labels of any kind as integers.
 
@@ -119,7 +132,8 @@ def encode_labels(y, sample_weight=None, classes=None):
         unknown &= counted
     if unknown.any():
         row = int(np.flatnonzero(unknown)[0])
-        raise ValueError(f"y[{row}] is {y[row]!r}, expected one of the classes {classes!r}.")
+        value = y[row].item() if isinstance(y[row], np.generic) else y[row]
+        raise ValueError(f"y[{row}] is {value!r}, expected one of the classes {classes.tolist()}.")
     return classes, codes
 
 

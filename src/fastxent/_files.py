@@ -195,9 +195,11 @@ def write(path, kind, params, fitted):
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(beside)
+        if isinstance(error, OSError) and error.filename == beside:  # the user knows no temporary file
+            raise type(error)(error.errno, error.strerror, path) from None
         raise
     _sync_folder(os.path.dirname(path))
 

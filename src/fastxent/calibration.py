@@ -243,7 +243,7 @@ def _columns(labels, n_classes, weight, classes):
         return found, codes
     raise ValueError(
         f"labels: expected integers from 0 to {n_classes - 1} or {n_classes} different labels for the {n_classes} "
-        f"columns, got {len(found)}, {found[0]!r} to {found[-1]!r}; pass classes=classifier.classes_ to say which "
+        f"columns, got {len(found)}, {found[0]} to {found[-1]}; pass classes=classifier.classes_ to say which "
         "column is which"
     )
 

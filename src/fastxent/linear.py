@@ -679,9 +679,14 @@ def _checked_linear(X, W, bias):
     elif X.dtype.kind != "f" or X.dtype.itemsize < 4:
         raise TypeError(f"X: expected float32 or float64 for a sparse X, got dtype {X.dtype}")
     W = _checks.floats(W, "W")
-    if X.ndim != 2 or W.ndim != 2 or X.shape[1] != W.shape[0]:
+    if X.ndim != 2:
+        hint = "; for one row pass X[None]" if X.ndim == 1 else ""
+        raise ValueError(f"X: expected shape (n, d), got {X.shape}{hint}")
+    if W.ndim != 2 or X.shape[1] != W.shape[0]:
+        turned = W.ndim == 2 and X.shape[1] == W.shape[1]
+        hint = "; PyTorch and scikit-learn keep a row per class: pass W.T" if turned else ""
         raise ValueError(
-            f"W: expected shape (d, n_classes) for X of shape (n, d), got {W.shape} for X {X.shape}"
+            f"W: expected shape (d, n_classes) for X of shape (n, d), got {W.shape} for X {X.shape}{hint}"
         )
     if W.shape[1] == 0:
         raise ValueError(f"W: expected at least one class, got shape {W.shape}")

@@ -28,11 +28,11 @@ from ._estimator import (
     check_sample_weight,
     class_weight_vector,
     encode_labels,
+    loss_of,
     row_weights,
 )
 from ._files import SaveMixin
 from ._penalized import ContinuedProblem, Problem
-from .losses import resolve
 
 __all__ = ["LogisticRegression"]
 
@@ -390,6 +390,13 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
     def _validated(self, X, y, reset=True):
         options = {"accept_sparse": "csr", "dtype": [np.float64, np.float32], "reset": reset}
         if not _is_soft(y):
+            shape = getattr(y, "shape", ())
+            if len(shape) == 2 and shape[1] > 1:
+                raise ValueError(
+                    f"y should be a 1d array, got an array of shape {shape} instead. For one-hot rows pass "
+                    "y.argmax(axis=1), for probabilities a matrix of floats; several labels per row are for "
+                    "MLPClassifier."
+                )
             return validate_data(self, X, y, **options)
         X = validate_data(self, X, **options)
         y = check_array(y, dtype=X.dtype, input_name="y")
@@ -399,7 +406,8 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         if wrong.any():
             row = int(wrong.argmax())
             raise ValueError(
-                f"y[{row}] is {y[row]}, expected probabilities (>= 0, summing to 1): a matrix y holds soft labels."
+                f"y[{row}] is {y[row]}, expected probabilities (>= 0, summing to 1): a matrix y holds soft labels. "
+                "Divide rows of counts by their sums, take the softmax of rows of logits."
             )
         return X, y
 
@@ -424,9 +432,12 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         core = _backend.choose(self.backend)
         binary = n_classes == 2
         if self.loss is not None:
-            loss = resolve(self.loss)
+            loss = loss_of(self.loss)
             if getattr(loss, "elementwise", False):
-                raise ValueError(f"loss: expected a loss of the softmax family, got the elementwise {loss!r}")
+                raise ValueError(
+                    f"loss: expected a loss of the softmax family, got the elementwise {loss!r}; MLPClassifier takes "
+                    "such, and for two classes SoftmaxCrossEntropy() is the binary cross-entropy"
+                )
             if self.label_smoothing:
                 raise ValueError(
                     "label_smoothing: expected 0 beside a loss object, which has options of its own."

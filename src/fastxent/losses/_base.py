@@ -316,10 +316,15 @@ def resolve(loss):
         if loss not in _NAMES:
             raise ValueError(
                 f"loss: expected one of {', '.join(map(repr, names()))} or a loss object, got {loss!r}"
+                + _checks.nearest(loss, names())
             )
         return _NAMES[loss]()
     if isinstance(loss, type) or not callable(getattr(loss, "loss_grad", None)):
-        raise TypeError(f"loss: expected a name or a loss object such as FocalLoss(gamma=2), got {loss!r}")
+        known = isinstance(loss, type) and issubclass(loss, Loss)
+        hint = f"; make an object of the class: {loss.__name__}()" if known else ""
+        raise TypeError(
+            f"loss: expected a name or a loss object such as FocalLoss(gamma=2), got {loss!r}{hint}"
+        )
     return loss
 
 
@@ -568,6 +573,13 @@ def as_tuple(values, name):
     return tuple(a.tolist())
 
 
-def scalar(value):
-    """A 0-d array as its number."""
-    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+def upstream(grad_loss):
+    """The derivative of whatever follows with respect to a reduced loss: one number, also as a 0-d array."""
+    if isinstance(grad_loss, np.ndarray):
+        if grad_loss.ndim:
+            raise TypeError(
+                f"grad_loss: expected a real number, got an array of shape {grad_loss.shape}; "
+                'one number per row goes with reduction="none"'
+            )
+        grad_loss = grad_loss.item()
+    return _checks.real(grad_loss, "grad_loss")

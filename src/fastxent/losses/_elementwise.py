@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from .. import _backend, _checks, _device
-from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, as_tuple, scalar
+from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, as_tuple, upstream
 from ._on_device import DeviceElementCall
 
 __all__ = [
@@ -130,7 +130,7 @@ class ElementCall(Call):
     def backward(self, grad_loss, out):
         """Gradient for an upstream gradient: a number, or one per element with reduction="none"."""
         if self.reduction != "none":
-            return self.run(grad=True, out=out, upstream=_checks.real(scalar(grad_loss), "grad_loss"))[1]
+            return self.run(grad=True, out=out, upstream=upstream(grad_loss))[1]
         problem = self.problem
         rows = _checks.per_row(grad_loss, "grad_loss", problem.shape, problem.dtype, check=self.check)
         return self.run(grad=True, out=out, row_upstream=rows)[1]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _backend, _checks, _device
-from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, Term, as_tuple, scalar, writable_rows, write_back
+from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, Term, as_tuple, upstream, writable_rows, write_back
 from ._on_device import DeviceSoftmaxCall
 
 __all__ = [
@@ -39,14 +39,14 @@ class SoftmaxOptions(NamedTuple):
 def check_softmax_options(o):
     """Canonical scalars of the options, each checked: (label_smoothing, exclude_target, ignore_index, z_loss, T)."""
     smoothing = o.label_smoothing
-    if smoothing != 0.0:
+    if type(smoothing) is not float or smoothing != 0.0:
         smoothing = _checks.real(smoothing, "label_smoothing", 0.0, 1.0)
     _checks.choice(o.smoothing, "smoothing", _checks.SMOOTHINGS)
     z_loss = o.z_loss
-    if z_loss != 0.0:
+    if type(z_loss) is not float or z_loss != 0.0:
         z_loss = _checks.real(z_loss, "z_loss", 0.0)
     temperature = o.temperature
-    if temperature != 1.0:
+    if type(temperature) is not float or temperature != 1.0:
         temperature = _checks.real(temperature, "temperature", 0.0, open_low=True)
     _checks.choice(o.empty, "empty", ("zero", "nan"))
     ignore = o.ignore_index
@@ -227,7 +227,7 @@ class SoftmaxCall(Call):
     def backward(self, grad_loss, out):
         """Gradient for an upstream gradient: a number, or one per row with reduction="none"."""
         if self.reduction != "none":
-            return self.run(grad=True, out=out, upstream=_checks.real(scalar(grad_loss), "grad_loss"))[1]
+            return self.run(grad=True, out=out, upstream=upstream(grad_loss))[1]
         problem = self.problem
         rows = _checks.per_row(grad_loss, "grad_loss", problem.row_shape, problem.dtype, check=self.check)
         rows = problem.rows(rows)

@@ -35,10 +35,11 @@ from .._estimator import (
     check_sample_weight,
     class_weight_vector,
     encode_labels,
+    loss_of,
     row_weights,
 )
 from .._files import SaveMixin
-from ..losses import Loss, names, resolve
+from ..losses import Loss, SigmoidCrossEntropy, names
 from ..solvers import lbfgs
 from ._network import ACTIVATIONS, Dropout, Network, Pass
 from ._objectives import LossObject, Sigmoid, Softmax
@@ -66,7 +67,13 @@ def kind_of_targets(y):
     if not scipy.sparse.issparse(y) and y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind == "f":
         if (y >= 0).all() and (np.abs(y.sum(axis=1) - 1) < 1e-5).all():
             return "soft"
-        check_classification_targets(y)
+        try:
+            check_classification_targets(y)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} A matrix of floats holds soft labels where every row is >= 0 and sums to 1: divide rows of "
+                "counts by their sums, take the softmax of rows of logits."
+            ) from None
     return "indicators" if type_of_target(y, input_name="y") == "multilabel-indicator" else "labels"
 
 
@@ -494,6 +501,11 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             self.n_outputs_, self.out_activation_ = y.shape[1] if multilabel else 1, "logistic"
         else:
             self.n_outputs_, self.out_activation_ = len(classes), "softmax"
+        if not multilabel and len(classes) > 2 and isinstance(self._loss_object(), SigmoidCrossEntropy):
+            raise ValueError(
+                f"loss: {self.loss!r} takes every label by itself, and y names one of {len(classes)} classes: use "
+                "SoftmaxCrossEntropy(), or pass y as an indicator matrix."
+            )
         if multilabel:
             if self.loss is not None and not self._loss_is_elementwise():
                 raise ValueError(
@@ -517,8 +529,11 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             return codes if codes.ndim == 1 else np.ascontiguousarray(codes, dtype)
         return np.ascontiguousarray(codes[:, None] if codes.ndim == 1 else codes[:, 1:], dtype)
 
+    def _loss_object(self):
+        return None if self.loss is None else loss_of(self.loss)
+
     def _loss_is_elementwise(self):
-        return self.loss is None or bool(getattr(resolve(self.loss), "elementwise", False))
+        return self.loss is None or bool(getattr(self._loss_object(), "elementwise", False))
 
     def _positive_weights(self, targets, sample_weight):
         """Weight of the positive rows of every label, or None."""
@@ -539,7 +554,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
     def _objective(self, pos_weight=None):
         threads = thread_count(self.num_threads)
         if self.loss is not None:
-            loss = resolve(self.loss)
+            loss = self._loss_object()
             given = {"backend": self.backend, "num_threads": self.num_threads}
             options = {name: value for name, value in given.items() if value is not None}
             if isinstance(loss, Loss):
