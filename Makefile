@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test test-all asan bench docs lint wheel clean
+.PHONY: demo test test-all asan bench docs examples lint wheel clean
 
 demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
@@ -44,6 +44,9 @@ docs: .venv/docs
 	cd build/docs && FASTXENT_EXAMPLES=$(FASTXENT_EXAMPLES) FASTXENT_DATA="$${FASTXENT_DATA:-$(abspath ../shared/data)}" \
 	  ../../$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs html
 	@echo "open build/docs/html/index.html"
+# All examples in full, their pictures in examples-out; ARGS="--small" or ARGS=noise for some.
+examples: .venv/all
+	$(BIN)/python examples/_run.py $(ARGS)
 
 lint: .venv/lint
 	$(BIN)/python -m ruff check .
@@ -55,7 +58,7 @@ wheel: .venv/built
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf .venv build dist bench-out demo-out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist bench-out demo-out examples-out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf src/*.egg-info src/fastxent/*.so
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
