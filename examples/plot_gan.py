@@ -3,7 +3,7 @@ A GAN that writes zeros
 =======================
 
 A generator and a discriminator, small networks in PyTorch, with this package's losses, on MNIST's zeros. The
-discriminator's loss starts near 2 ln 2 = 1.386: it knows nothing yet.
+discriminator's loss starts near 2 ln 2 = 1.386 (1.358 here): it knows nothing yet.
 """
 
 import matplotlib.pyplot as plt
@@ -34,13 +34,13 @@ g_layers = [nn.Linear(32, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.Leaky
 generator = nn.Sequential(*g_layers, nn.Linear(256, 784), nn.Tanh())
 d_layers = [nn.Linear(784, 256), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(256, 256), nn.LeakyReLU(0.2)]
 discriminator = nn.Sequential(*d_layers, nn.Dropout(0.3), nn.Linear(256, 1), nn.Flatten(0))
-g_step = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
-d_step = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+g_step = torch.optim.Adam(generator.parameters(), lr=4e-4, betas=(0.5, 0.999), fused=True)
+d_step = torch.optim.Adam(discriminator.parameters(), lr=4e-4, betas=(0.5, 0.999), fused=True)
 
-n = 64
+n = 128
 is_real = torch.cat([torch.ones(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)])
 d_losses, g_losses = [], []
-for _ in range(1 if SMALL else 60):
+for _ in range(1 if SMALL else 50):
     for rows in torch.randperm(len(real)).split(n)[:-1]:
         fake = generator(torch.randn(n, 32))
 

@@ -23,7 +23,7 @@ plt.style.use("tableau-colorblind10")
 
 # %%
 # Hidden states of n words, a matrix W with a column for each of K words, and the words that came.
-n, d, K = (256, 32, 2000) if SMALL else (2048, 256, 50257)
+n, d, K = (256, 32, 2000) if SMALL else (1024, 256, 50257)
 rng = np.random.default_rng(0)
 X = rng.standard_normal((n, d), dtype=np.float32)
 W = rng.standard_normal((d, K), dtype=np.float32) / np.float32(np.sqrt(d))

@@ -22,7 +22,9 @@ X, y, X_test, y_test = map(torch.from_numpy, mnist())
 has_loop = torch.isin(torch.arange(10), torch.tensor([0, 6, 8, 9])).float()
 body = nn.Sequential(nn.Linear(784, 128), nn.ReLU())
 digit, loop = nn.Linear(128, 10), nn.Linear(128, 1)
-optimizer = torch.optim.Adam([*body.parameters(), *digit.parameters(), *loop.parameters()], lr=1e-3)
+optimizer = torch.optim.Adam(
+    [*body.parameters(), *digit.parameters(), *loop.parameters()], lr=1e-3, fused=True
+)
 digit_loss, loop_loss = CrossEntropyLoss(), BCEWithLogitsLoss()
 
 curves = {"which digit": [], "has a loop": []}

@@ -7,6 +7,7 @@ adaptive methods, and L-BFGS, which looks at all rows at every step.
 """
 
 import warnings
+from itertools import product
 
 import matplotlib.pyplot as plt
 from _gallery import SMALL
@@ -42,8 +43,8 @@ for name, options in ways.items():
 # %%
 # Epochs of L-BFGS are iterations: one pass over the rows, one step.
 fig, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-for place, (name, model) in enumerate(models.items()):
-    style = {"linestyle": ("-", "--", "-.", ":")[place % 4], "linewidth": 1.8}
-    LossCurveDisplay.from_estimator(model, name=name, ax=ax, **style)
+looks = [*product(("C0", "C1"), ("-", "--", ":")), ("black", "-.")]  # a colour for each family
+for (name, model), (color, linestyle) in zip(models.items(), looks, strict=True):
+    LossCurveDisplay.from_estimator(model, name=name, ax=ax, color=color, linestyle=linestyle)
 ax.set(xlabel="epoch, or iteration of lbfgs", title="Training loss of a 64-32-10 network")
 plt.show()

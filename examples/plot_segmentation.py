@@ -21,7 +21,7 @@ plt.style.use("tableau-colorblind10")
 # the pixels.
 clean = load_digits().images[: 300 if SMALL else None] / 16
 rng = np.random.default_rng(0)
-noisy = clean + 0.45 * rng.standard_normal(clean.shape)
+noisy = clean + 0.3 * rng.standard_normal(clean.shape)
 ink = (clean > 0.7).astype(int)
 windows = np.lib.stride_tricks.sliding_window_view(
     np.pad(noisy, ((0, 0), (2, 2), (2, 2))), (5, 5), axis=(1, 2)

@@ -70,6 +70,11 @@ class TestLossCurve:
         assert len(first.ax_.lines) == 2
         assert second.line_.get_color() == "red"
 
+    def test_epochs_are_whole_numbers(self):
+        display = drawn(LossCurveDisplay([2.0, 1.0, 0.5, 0.4, 0.3]).plot())
+        ticks = display.ax_.get_xticks()
+        np.testing.assert_array_equal(ticks, ticks.round())
+
     def test_lengths_must_agree(self):
         with pytest.raises(ValueError, match=r"equal length, got shapes \(2,\) and \(3,\)"):
             LossCurveDisplay([1, 2], [1, 2, 3])

@@ -44,7 +44,7 @@ def _plain_log_ticks(axis: Any) -> None:
 
 
 class LossCurveDisplay:
-    """The training loss of one model against the epoch or iteration.
+    """The loss of one model against the epoch or iteration.
 
     Parameters
     ----------
@@ -138,10 +138,15 @@ class LossCurveDisplay:
     def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> LossCurveDisplay:
         """Draw on ``ax`` (None: a new figure); ``kwargs`` go to ``Axes.plot``. Returns the display."""
         ax = _axes(ax)
+        from matplotlib.ticker import MaxNLocator
+
         style = {"label": self.name if name is None else name, "linewidth": 2.0, **kwargs}
         (self.line_,) = ax.plot(self.iteration, self.loss, **style)
-        ax.set(xlabel="epoch or iteration", ylabel="training loss (nat)", yscale="log")
+        ax.set(xlabel="epoch or iteration", ylabel="loss (nat)", yscale="log")
         _plain_log_ticks(ax.yaxis)
+        ax.xaxis.set_major_locator(
+            MaxNLocator(integer=True, steps=(1, 2, 5, 10))
+        )  # there is no half an epoch
         _tidy(ax)
         if style["label"] is not None:
             ax.legend(frameon=False)
@@ -325,7 +330,7 @@ class ReliabilityDisplay:
             ylabel="observed frequency (shaded: 95 % interval)",
         )
         _tidy(ax)
-        ax.legend(frameon=False, loc="lower right")
+        ax.legend(loc="best", framealpha=0.85, edgecolor="none")  # readable over a line, too
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -439,6 +444,7 @@ class BenchmarkDisplay:
                 textcoords="offset points",
                 va="center",
                 color=_INK,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},  # over the grid
             )
         # Room for the labels, which start at the end of the bar.
         ax.set(xlim=(0, 1.65 * max(ends)), xlabel="seconds")
