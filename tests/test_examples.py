@@ -161,6 +161,10 @@ def check_multitask(v):
     assert min(v["accuracy"].values()) > 0.6
 
 
+def check_dask(v):
+    assert v["difference"] < 1e-4
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in SOURCES])
 def test_example(name, run, request, tmp_path, capsys):
     """It runs, prints, draws, and shows at the small setting what it tells of the full one."""
