@@ -30,9 +30,13 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in runner.exampl
 FAST = {"plot_code_length", "plot_worked_examples", "plot_saturation", "plot_binary_logits"}
 
 
+def reads_data(name):
+    return re.search(r"^from _gallery import .*\b(mnist|folder)\b", SOURCES[name], re.MULTILINE)
+
+
 def marks(name):
     slow = [] if name in FAST else [pytest.mark.slow]
-    return slow + ([pytest.mark.data] if "_gallery import" in SOURCES[name] else [])
+    return slow + ([pytest.mark.data] if reads_data(name) else [])
 
 
 @pytest.fixture
@@ -169,7 +173,7 @@ def check_dask(v):
 def test_example(name, run, request, tmp_path, capsys):
     """It runs, prints, draws, and shows at the small setting what it tells of the full one."""
     source = SOURCES[name]
-    if re.search(r"\b(mnist|folder)\b", source):
+    if reads_data(name):
         request.getfixturevalue("data_folder")
     for optional in ("torch", "xgboost", "lightgbm", "dask"):
         if re.search(rf"^(from|import) (fastxent\.)?{optional}\b", source, re.MULTILINE):
