@@ -26,7 +26,7 @@ KERNELS = ROOT / "src" / "fastxent" / "_kernels"
 LAYERS = (
     ("_core_numpy", "_core", "_dense", "_step", "_core_cuda"),
     ("_memory", "_checks", "_device", "_backend"),
-    ("losses", "information", "shards", "linear"),
+    ("losses", "information", "shards", "_linear_on_device", "linear"),
     ("solvers", "_files", "_estimator", "_penalized", "logistic", "mlp", "calibration", "files", "dask"),
     ("torch", "boosting", "plots", "_bench", "cli"),
 )

@@ -10,6 +10,7 @@ import pytest
 import reference
 
 import fastxent as fx
+from fastxent import _linear_on_device
 
 pytest.importorskip("numba", reason="numba is not installed")
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
@@ -36,7 +37,7 @@ def emulated():
     def wrapped(function):
         return lambda *a, **k: np.asarray(function(*a, **k)).view(Array)
 
-    names = ("broadcast_to", "ascontiguousarray", "empty", "empty_like", "zeros")
+    names = ("broadcast_to", "ascontiguousarray", "empty", "empty_like", "matmul", "zeros")
     functions = types.SimpleNamespace(**{name: wrapped(getattr(np, name)) for name in names})
     functions.asarray = wrapped(np.asarray)
 
@@ -197,6 +198,28 @@ def test_sigmoid(library, reduction, weighted):
     y[1, 2] = 2
     with pytest.raises(ValueError, match=r"targets\[1, 2\]: expected a number in \[0, 1\]"):
         fx.sigmoid_cross_entropy(to(z), to(y))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_linear(library, weighted, monkeypatch):
+    """Blocks of rows of X W + b: loss and all gradients, in place of the logits."""
+    monkeypatch.setattr(_linear_on_device, "_FEWEST", 1)
+    to, back = library
+    rng = np.random.default_rng(3)
+    X, W, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((20, 4), (4, 37), 37))
+    y = rng.integers(0, 37, 20)
+    y[3] = -100
+    weight = np.linspace(0, 1, 20).astype(np.float32)
+    options = {"sample_weight": weight} if weighted else {}
+    expected = fx.linear_cross_entropy_with_grad(*(a.astype(np.float64) for a in (X, W)), y, b, **options)
+    options = {name: to(value) for name, value in options.items()}
+    arrays = to(X), to(W), to(y), to(b)
+    got = fx.linear_cross_entropy_with_grad(*arrays, **options)
+    for a, e in zip(got, expected, strict=True):
+        assert np.allclose(back(a), e, rtol=1e-5, atol=2e-6)
+    y[5] = 37
+    with pytest.raises(ValueError, match=r"targets\[5\] is not a class"):
+        fx.linear_cross_entropy(to(X), to(W), to(y))
 
 
 def test_nothing_to_do(library):

@@ -36,6 +36,9 @@ def is_device(x):
 class Library:
     """What the doors need of a library; the methods here serve those that follow NumPy's names, as CuPy does."""
 
+    multiplies = True  # whether it has matrix products,
+    adds_products = False  # and `add_product`, which adds one to what is there
+
     def __init__(self, like):
         self.like = like
 
@@ -80,6 +83,18 @@ class Library:
     def divided(self, x, y):
         """x / y in float64."""
         return self.given(x, "", "float64") / self.given(y, "", "float64")
+
+    def cast(self, x, dtype):
+        """An array in a dtype, itself where it is of that."""
+        return x.astype(dtype, copy=False)
+
+    def matmul(self, a, b, out):
+        """Put a b into `out`."""
+        self.module().matmul(a, b, out=out)
+
+    def summed(self, x, dtype):
+        """Sums over the rows, in a dtype."""
+        return x.sum(axis=0, dtype=dtype)
 
     def buffer(self, x):
         """Where an array lies, as the launchers take it."""
@@ -165,6 +180,18 @@ class Torch(Library):
     def zeros(self, shape, dtype):
         return self.module().zeros(shape, dtype=self._dtype(dtype), device=self.like.device)
 
+    adds_products = True
+
+    def cast(self, x, dtype):
+        return x.to(self._dtype(dtype))
+
+    def add_product(self, a, b, out):
+        """Add a b to `out`."""
+        out.addmm_(a, b)
+
+    def summed(self, x, dtype):
+        return x.sum(0, dtype=self._dtype(dtype))
+
     def buffer(self, x):
         from ._core_cuda.launch import Buffer
 
@@ -182,6 +209,8 @@ class Numba(Library):
 
     Arrays have to come in the dtype that is needed; weights in the shape of the rows.
     """
+
+    multiplies = False
 
     @staticmethod
     def module():

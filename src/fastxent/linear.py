@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _backend, _checks
+from . import _backend, _checks, _device
+from ._linear_on_device import linear_call
 from .losses import Loss
 from .losses._softmax import SoftmaxCall, SoftmaxOptions
 
@@ -728,6 +729,9 @@ def linear_cross_entropy(
     Parameters
     ----------
     X : array-like or CSR (n_samples, n_features), float32, float64, or float16 computed in float32
+        Or an array of CuPy or PyTorch on a CUDA device, all others then too, W and bias in X's dtype (bfloat16 is a
+        fourth): the products are that library's, a block's logits are in X's dtype, and a reduced loss is an array of
+        no dimensions, for a number would have to be waited for.
     W : array-like (n_features, n_classes)
     targets : integer labels (n_samples,), or soft targets (n_samples, n_classes)
     bias : None or array-like (n_classes,)
@@ -763,6 +767,9 @@ def linear_cross_entropy(
         base,
         empty,
     )
+    if _device.is_device(X):
+        given = (X, W, targets, bias, sample_weight, reduction, options, backend, check)
+        return linear_call(*given, grad=False, need_dx=False)[0]
     call = _LinearCall(X, W, targets, bias, sample_weight, reduction, options, num_threads, backend, check)
     with call.team as team:
         total = call.objective.loss(call.W, call.bias, team, call.loss_out)
@@ -835,6 +842,9 @@ def linear_cross_entropy_with_grad(
         base,
         empty,
     )
+    if _device.is_device(X):
+        given = (X, W, targets, bias, sample_weight, reduction, options, backend, check)
+        return linear_call(*given, grad=True, need_dx=need_dx)
     call = _LinearCall(X, W, targets, bias, sample_weight, reduction, options, num_threads, backend, check)
     if need_dx and _is_sparse(call.X):
         raise ValueError("need_dx: expected False for a sparse X, whose gradient would be dense, got True")

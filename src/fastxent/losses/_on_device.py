@@ -147,6 +147,25 @@ class DeviceSoftmaxCall(_DeviceCall):
             return total, None
         return None, 1.0 if self.reduction in ("sum", "none") else float(problem.n_rows)
 
+    def on_blocks(self, context, scale, divided):
+        """A function that queues the kernel on a block of rows of logits (rows, n_classes), for `LinearPass`."""
+        library, launch = self.library, self.launch
+        targets, weight = self.problem.targets.owner, self.weight
+        smoothing, exclude, ignore, z_loss, temperature = self.scalars
+
+        def queue(Z, start, stop, sum_out, loss_out, grad):
+            logits = _device.laid_out(library, Z, 1, 2)
+            y = _device.laid_out(library, targets[start:stop], *((1, 2) if self.problem.soft else (1,)))
+            v = None if weight is None else _device.laid_out(library, weight[start:stop], 1)
+            partials = launch.softmax_launch(
+                context, logits, y, v, self.factors, self.bias,
+                smoothing, exclude, ignore, z_loss, temperature, scale, divided,
+                self.buffer(loss_out), None, logits if grad else None, None, *self.member,
+            )  # fmt: skip
+            launch.combine(context, partials, library.buffer(sum_out), 1.0, None, 0.0)
+
+        return queue
+
     def run(self, *, grad=False, hess=False, lse=False, out=None, upstream=1.0, divisor=None):
         """(loss, grad, None, lse), None for what was not asked for; with a saved lse the gradient alone."""
         self.no_hessian(hess)

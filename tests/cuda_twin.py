@@ -1,0 +1,299 @@
+"""A CUDA device in memory: `_core_numpy` behind the launchers, and arrays as strict as CuPy's.
+
+Whoever takes an array of the device to NumPy unasked, or mixes the two, gets CuPy's TypeError. Buffers are addresses,
+as on a device, so PyTorch's tensors in memory can stand in for those on one. `install(monkeypatch)` does it all; it
+needs neither Numba nor CuPy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+import types
+from typing import NamedTuple
+
+import numpy as np
+
+from fastxent import _backend, _core_numpy, _device
+
+# What the package may use of CuPy. CuPy 14 has them all, with these arguments.
+FUNCTIONS = """abs add arange argmax ascontiguousarray broadcast_to concatenate copyto divide dot einsum empty
+empty_like exp eye full full_like isfinite matmul maximum minimum multiply negative ones sign sqrt square subtract sum
+take tanh vdot where zeros zeros_like"""
+FUNCTIONS = tuple(FUNCTIONS.split())
+UFUNCS = {"abs": "absolute"}
+
+
+class Array(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array of the device: NumPy's, but never NumPy's by accident."""
+
+    __hash__ = None
+    __array_priority__ = 100
+
+    def __init__(self, memory):
+        self.memory = memory
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(), **kwargs):
+        if method != "__call__" or ufunc.__name__ not in (*FUNCTIONS, *UFUNCS.values(), *OPERATORS):
+            raise TypeError(f"{ufunc.__name__}.{method}: CuPy has no such function")
+        if out:
+            kwargs["out"] = tuple(map(_in, out))
+        result = ufunc(*map(_in, inputs), **kwargs)
+        return out[0] if out else _out(result)
+
+    def __array_function__(self, function, kinds, args, kwargs):
+        if function.__name__ not in FUNCTIONS:
+            raise TypeError(f"{function.__name__}: CuPy has no such function")
+        return _out(function(*map(_in, args), **{name: _in(x) for name, x in kwargs.items()}))
+
+    shape = property(lambda self: self.memory.shape)
+    strides = property(lambda self: self.memory.strides)
+    dtype = property(lambda self: self.memory.dtype)
+    ndim = property(lambda self: self.memory.ndim)
+    size = property(lambda self: self.memory.size)
+    T = property(lambda self: Array(self.memory.T))
+    data = property(lambda self: types.SimpleNamespace(ptr=self.memory.ctypes.data))
+    device = property(lambda self: types.SimpleNamespace(id=0))
+
+    def get(self):
+        """A copy in memory, as CuPy's method of the name."""
+        return self.memory.copy()
+
+    def __len__(self):
+        return len(self.memory)
+
+    def __float__(self):
+        return float(self.memory)
+
+    def __int__(self):
+        return int(self.memory)
+
+    def __bool__(self):
+        return bool(self.memory)
+
+    def __getitem__(self, at):
+        return _out(self.memory[_in(at)])
+
+    def __setitem__(self, at, value):
+        self.memory[_in(at)] = _in(value)
+
+
+OPERATORS = """less less_equal greater greater_equal equal not_equal invert logical_not power floor_divide bitwise_and
+bitwise_or bitwise_xor left_shift right_shift"""
+OPERATORS = tuple(OPERATORS.split())
+
+
+def _in(x):
+    if isinstance(x, Array):
+        return x.memory
+    if isinstance(x, np.ndarray):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    return type(x)(map(_in, x)) if type(x) in (list, tuple) else x
+
+
+def _out(x):
+    return Array(np.asarray(x)) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+def _method(name):
+    return lambda self, *args, **kwargs: _out(getattr(self.memory, name)(*map(_in, args), **kwargs))
+
+
+for _name in ("all", "any", "argmax", "copy", "fill", "item", "max", "mean", "ravel", "reshape", "sum"):
+    setattr(Array, _name, _method(_name))
+Array.astype = lambda self, dtype, copy=True: Array(self.memory.astype(dtype, copy=copy))
+Array.item = lambda self: self.memory.item()
+Array.__module__ = "cupy"
+Array.__name__ = "ndarray"
+
+
+def put(x, dtype=None):
+    """An array of the device with the contents of one in memory."""
+    return Array(np.array(_in(x) if isinstance(x, Array) else x, dtype=dtype))
+
+
+def get(x):
+    """An array of the device, or a tensor that stands for one, in memory."""
+    return x.get() if isinstance(x, Array) else x.numpy()
+
+
+def cupy():
+    """A module of CuPy's functions."""
+    module = types.ModuleType("cupy")
+    for name in FUNCTIONS:
+        function = getattr(np, name)
+
+        def wrapped(*args, function=function, **kwargs):
+            kwargs = {key: _in(x) for key, x in kwargs.items()}
+            return _out(function(*map(_in, args), **kwargs))
+
+        setattr(module, name, wrapped)
+    module.empty = lambda shape, dtype=float: Array(_poisoned(shape, dtype))
+    module.empty_like = lambda x, dtype=None: Array(_poisoned(x.shape, dtype or x.dtype))
+    module.asarray = lambda x, dtype=None: x if _fits(x, dtype) else put(x, dtype)
+    module.asnumpy = get
+    module.ndarray = Array
+    stream = types.SimpleNamespace(ptr=0)
+    runtime = types.SimpleNamespace(getDevice=lambda: 0)
+    module.cuda = types.SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream)
+    return module
+
+
+def _fits(x, dtype):
+    return isinstance(x, Array) and (dtype is None or x.dtype == dtype)
+
+
+def _poisoned(shape, dtype):
+    dtype = np.dtype(dtype)
+    return np.full(shape, math.nan if dtype.kind == "f" else 0xDEAD % 256, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------- launchers
+
+
+class Buffer(NamedTuple):
+    """`launch.Buffer`."""
+
+    pointer: object
+    address: int
+    shape: tuple
+    strides: tuple
+    dtype: str
+    owner: object
+
+    @property
+    def size(self):
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Context(NamedTuple):
+    """`launch.Context`."""
+
+    stream: object
+    empty: object
+
+
+def _memory(buffer):
+    """What lies at a buffer's address, as an array that shares it."""
+    if buffer is None:
+        return None
+    if buffer.dtype == "bfloat16":
+        import ml_dtypes
+
+        dtype = np.dtype(ml_dtypes.bfloat16)
+    else:
+        dtype = np.dtype(buffer.dtype)
+    if not buffer.size:
+        return np.empty(buffer.shape, dtype)
+    span = 1 + sum((n - 1) * s for n, s in zip(buffer.shape, buffer.strides, strict=True))
+    flat = np.ctypeslib.as_array((ctypes.c_uint8 * (span * dtype.itemsize)).from_address(buffer.address))
+    strides = tuple(s * dtype.itemsize for s in buffer.strides)
+    return np.lib.stride_tricks.as_strided(flat.view(dtype), buffer.shape, strides)
+
+
+def _scale(scale, denominator):
+    if denominator is None:
+        return scale
+    (total,) = _memory(denominator)
+    return scale / total if total else 0.0
+
+
+def _sum(context, value):
+    partials = context.empty((1,), "float64")
+    _memory(partials)[0] = value
+    return partials
+
+
+def _flag(bad_out, bad, n):
+    if bad_out is not None and bad >= 0:
+        flag = _memory(bad_out)
+        flag[0] = max(flag[0], n - bad)
+
+
+def softmax_launch(
+    context, logits, targets, sample_weight, class_weight, logit_bias, label_smoothing, exclude_target, ignore_index,
+    z_loss, temperature, scale, denominator, loss_out, lse_out, grad_out, bad_out,
+    family="cross_entropy", a=0.0, b=0.0, lse=None,
+):  # fmt: skip
+    """`launch.softmax_launch`."""
+    arrays = map(_memory, (logits, targets, sample_weight, class_weight, logit_bias))
+    options = (label_smoothing, exclude_target, ignore_index, z_loss, temperature, _scale(scale, denominator))
+    rows = logits.shape[0], logits.shape[2]
+    outs = [None if x is None else _memory(x).reshape(rows) for x in (loss_out, lse_out)]
+    with np.errstate(all="ignore"):
+        total, bad, _ = _core_numpy.softmax_rows(
+            *arrays, *options, *outs, _memory(grad_out), None, 1, family, a, b
+        )
+    _flag(bad_out, bad, math.prod(rows))
+    return None if lse is not None else _sum(context, total)
+
+
+def totals_launch(context, targets, sample_weight, class_weight, n_classes, ignore_index, bad_out):
+    """`launch.totals_launch`."""
+    arrays = map(_memory, (targets, sample_weight, class_weight))
+    total, counted, bad = _core_numpy.target_totals(*arrays, n_classes, ignore_index, 1)
+    _flag(bad_out, bad, targets.shape[0] * targets.shape[-1])
+    return _sum(context, counted if sample_weight is None and class_weight is None else total)
+
+
+def combine(context, partials, out, factor, denominator, empty):
+    """`launch.combine`."""
+    total = float(_memory(partials).sum()) * factor
+    if denominator is not None:
+        (below,) = _memory(denominator)
+        total = total / below if below else empty
+    _memory(out)[0] = total
+
+
+def sigmoid(
+    context, logits, targets, sample_weight, pos_weight, label_smoothing, scale, denominator,
+    loss_out, grad_out, bad_out, family="cross_entropy", a=0.0, b=0.0, c=0.0,
+):  # fmt: skip
+    """`launch.sigmoid`."""
+    z, y = _memory(logits), _memory(targets)
+    real = np.float64 if z.dtype == np.float64 else np.float32
+    loss = None if loss_out is None else _memory(loss_out).reshape(z.shape)
+    total, bad, _ = _core_numpy.sigmoid_elements(
+        z, y.astype(real), _memory(sample_weight), _memory(pos_weight), label_smoothing, _scale(scale, denominator),
+        loss, _memory(grad_out), None, 1, family, a, b, c,
+    )  # fmt: skip
+    _flag(bad_out, bad, z.size)
+    return _sum(context, total)
+
+
+def weight_total(context, weight):
+    """`launch.weight_total`."""
+    return _sum(context, _memory(weight).sum(dtype=np.float64))
+
+
+LAUNCHERS = (combine, sigmoid, softmax_launch, totals_launch, weight_total)
+
+
+class TorchInMemory(_device.Torch):
+    """PyTorch's tensors in memory, taken for tensors on a device."""
+
+    @classmethod
+    def owns(cls, x):
+        return True
+
+    def stream(self):
+        return 0
+
+
+def install(monkeypatch):
+    """Put the twin in the place of the CUDA backend and of CuPy; returns the module that stands for CuPy."""
+    launch = types.ModuleType("fastxent._core_cuda.launch")
+    vars(launch).update({f.__name__: f for f in LAUNCHERS}, Buffer=Buffer, Context=Context)
+    core = types.ModuleType("fastxent._core_cuda")
+    core.launch, core.__path__ = launch, []
+    module = cupy()
+    for name, value in ((core.__name__, core), (launch.__name__, launch), ("cupy", module)):
+        monkeypatch.setitem(sys.modules, name, value)
+    monkeypatch.setattr(_backend, "_cuda", lambda: core)
+    monkeypatch.setitem(_device.LIBRARIES, "torch", TorchInMemory)
+    return module
