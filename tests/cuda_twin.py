@@ -295,5 +295,6 @@ def install(monkeypatch):
     for name, value in ((core.__name__, core), (launch.__name__, launch), ("cupy", module)):
         monkeypatch.setitem(sys.modules, name, value)
     monkeypatch.setattr(_backend, "_cuda", lambda: core)
+    monkeypatch.setattr(_device, "_records", lambda: (Buffer, Context))
     monkeypatch.setitem(_device.LIBRARIES, "torch", TorchInMemory)
     return module

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +194,121 @@ def test_arguments_of_a_launch(launch, monkeypatch):
     assert [call[0].__name__ for call in calls] == ["careful_kernel"]
     signature, *names = calls[0][2]
     assert len(calls[0][6]) == len(signature(*names))
+
+
+class FakeNumba:
+    """What numba configures: its first launch loads the kernel, whose handle is 7, on the stream 9."""
+
+    def __init__(self):
+        cufunc = SimpleNamespace(handle=7)
+        overload = SimpleNamespace(_codelibrary=SimpleNamespace(get_cufunc=lambda: cufunc))
+        self.dispatcher = SimpleNamespace(overloads={(): overload})
+        self.stream = SimpleNamespace(handle=9)
+        self.calls = []
+
+    def __call__(self, *values):
+        self.calls.append(values)
+
+
+@pytest.fixture
+def driver(launch, monkeypatch):
+    """A driver that reads the arguments where the kernel would, and answers with `status`."""
+    from fastxent._core_cuda import queue
+
+    class Driver:
+        kinds, status = (), 0
+
+        def launch(self, kernel, *rest):
+            *shape, stream, addresses, extra = rest
+            addresses = (ctypes.c_void_p * len(self.kinds)).from_address(addresses)
+            values = [kind.from_address(at).value for kind, at in zip(self.kinds, addresses, strict=True)]
+            self.calls.append((kernel, tuple(shape), stream, values, extra))
+            return (self.status,)
+
+    it = Driver()
+    it.calls = []
+    monkeypatch.setattr(queue, "_driver", lambda: (it.launch, int, int))
+    return it
+
+
+def test_launches_after_the_first_go_to_the_driver(launch, driver):
+    """Every argument lies where its address says, in its type; what the driver refuses goes through Numba again."""
+    from fastxent._core_cuda import queue
+
+    kinds = (
+        launch.pointer_to(launch.F32),
+        launch.I32,
+        launch.I64,
+        launch.types.boolean,
+        launch.F32,
+        launch.F64,
+        launch.I32,
+    )
+    driver.kinds = (
+        ctypes.c_uint64,
+        ctypes.c_int32,
+        ctypes.c_int64,
+        ctypes.c_bool,
+        ctypes.c_float,
+        ctypes.c_double,
+        ctypes.c_int32,
+    )
+    numba = FakeNumba()
+    direct = queue._Direct(numba, kinds, (5, 3), 64)
+    values = (1 << 47, -3, 1 << 40, True, 0.25, 1e300, 8)
+    direct(*values)
+    assert (numba.calls, driver.calls) == ([values], [])
+    direct(*values)
+    assert driver.calls == [(7, (5, 3, 1, 64, 1, 1, 0), 9, list(values), 0)]
+    assert len(numba.calls) == 1
+    direct(*(*values[:4], math.inf, math.nan, np.int64(9)))
+    assert driver.calls[1][3][4] == math.inf
+    assert driver.calls[1][3][6] == 9
+    direct(*(*values[:4], 1e39, 0.0, 0))
+    assert driver.calls[2][3][4] == math.inf
+    beyond = (1, 1 << 31, *values[2:])  # no int32
+    direct(*beyond)
+    assert numba.calls[1:] == [beyond]
+    driver.status = 201
+    direct(*values)
+    assert numba.calls[2:] == [values]
+
+
+def test_launches_of_many_threads_do_not_mix(launch, driver):
+    """The block of arguments is one thread's until the driver has copied it."""
+    from fastxent._core_cuda import queue
+
+    driver.kinds = (ctypes.c_int64,) * 20
+    direct = queue._Direct(FakeNumba(), (launch.I64,) * 20, 1, 32)
+    direct(*range(20))
+
+    def many(number):
+        for _ in range(200):
+            direct(*[number] * 20)
+
+    threads = [threading.Thread(target=many, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(driver.calls) == 1600
+    assert all(len(set(call[3])) == 1 for call in driver.calls)
+
+
+def test_a_decision_is_made_once(launch, monkeypatch):
+    """Equal shapes and options are looked up; another address or scale changes the arguments only."""
+    calls = []
+    monkeypatch.setattr(launch, "run", lambda *a: calls.append(a))
+    context = launch.Context(0, lambda shape, dtype: launch.Buffer(0, 0, shape, (1,), dtype, None))
+    y = launch.Buffer(64, 64, (1000, 1), (1, 1), "int64", None)
+    launch._way.cache_clear()
+    for address, scale in ((1 << 20, 0.5), (1 << 21, 0.25)):
+        z = launch.Buffer(address, address, (1000, 500, 1), (500, 1, 1), "float32", None)
+        options = (None, None, None, 0.0, False, None, 0.0, 1.0, scale, None)
+        launch.softmax_launch(context, z, y, *options, None, None, z, None)
+    assert launch._way.cache_info()[:2] == (1, 1)
+    assert [call[6][0] for call in calls] == [1 << 20, 1 << 21]
+    assert [call[6][-1] for call in calls] == [0.5, 0.25]
 
 
 def test_offsets_are_64_bit(launch, monkeypatch):

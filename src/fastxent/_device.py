@@ -20,6 +20,14 @@ INTEGERS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint
 CUDA = (2, 13)  # DLPack's kinds of device: CUDA, CUDA managed memory
 
 
+@functools.cache
+def _records():
+    """The launchers' `Buffer` and `Context`, looked up once: an import statement costs a call 2 microseconds."""
+    from ._core_cuda.launch import Buffer, Context
+
+    return Buffer, Context
+
+
 def is_device(x):
     """Whether an object is an array on a CUDA device."""
     root = type(x).__module__.partition(".")[0]
@@ -98,20 +106,16 @@ class Library:
 
     def buffer(self, x):
         """Where an array lies, as the launchers take it."""
-        from ._core_cuda.launch import Buffer
-
         itemsize = x.dtype.itemsize
         address = self.address(x)
         strides = x.strides or ()
-        return Buffer(
+        return _records()[0](
             address, address, tuple(x.shape), tuple(s // itemsize for s in strides), self.dtype(x), x
         )
 
     def context(self):
         """The current stream, and scratch memory."""
-        from ._core_cuda.launch import Context
-
-        return Context(self.stream(), lambda shape, dtype: self.buffer(self.empty(shape, dtype)))
+        return _records()[1](self.stream(), lambda shape, dtype: self.buffer(self.empty(shape, dtype)))
 
 
 @functools.cache
@@ -145,6 +149,11 @@ class CuPy(Library):
         return _stream(cuda.get_current_stream().ptr, self.like.device.id)
 
 
+@functools.cache
+def _torch_name(dtype):
+    return str(dtype).rpartition(".")[2]
+
+
 class Torch(Library):
     """PyTorch's tensors, on PyTorch's current stream; gradients do not flow through."""
 
@@ -160,7 +169,7 @@ class Torch(Library):
         return getattr(self.module(), name)
 
     def dtype(self, x):
-        return str(x.dtype).rpartition(".")[2]
+        return _torch_name(x.dtype)
 
     def given(self, x, name, dtype):
         return self.module().as_tensor(x, dtype=self._dtype(dtype), device=self.like.device).detach()
@@ -193,10 +202,8 @@ class Torch(Library):
         return x.sum(0, dtype=self._dtype(dtype))
 
     def buffer(self, x):
-        from ._core_cuda.launch import Buffer
-
         address = x.data_ptr()
-        return Buffer(address, address, tuple(x.shape), tuple(x.stride()), self.dtype(x), x)
+        return _records()[0](address, address, tuple(x.shape), x.stride(), _torch_name(x.dtype), x)
 
     def stream(self):
         cuda, device = self.module().cuda, self.like.device
@@ -307,14 +314,20 @@ def collapsed(shape, strides):
 def _split(buffer, *cuts):
     """A buffer whose dimensions are collapsed between the cuts, or None."""
     shape, strides = [], []
-    edges = (0, *cuts, len(buffer.shape))
-    for start, stop in itertools.pairwise(edges):
-        part = collapsed(buffer.shape[start:stop], buffer.strides[start:stop])
-        if part is None:
-            return None
+    start = 0
+    for stop in (*cuts, len(buffer.shape)):
+        if stop - start == 1:
+            n = buffer.shape[start]
+            part = n, buffer.strides[start] if n > 1 else 1
+        else:
+            part = collapsed(buffer.shape[start:stop], buffer.strides[start:stop])
+            if part is None:
+                return None
         shape.append(part[0])
         strides.append(part[1])
-    return buffer._replace(shape=tuple(shape), strides=tuple(strides))
+        start = stop
+    pointer, address, _, _, dtype, owner = buffer
+    return type(buffer)(pointer, address, tuple(shape), tuple(strides), dtype, owner)
 
 
 def laid_out(library, x, *cuts):

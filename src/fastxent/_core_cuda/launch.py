@@ -1,4 +1,4 @@
-"""From buffers to launches: which kernel, what grid, compiled once for each combination of types and constants.
+"""From buffers to launches: which kernel, what grid, which arguments.
 
 Everything is queued on the caller's stream and nothing here waits for the device. Kernels take addresses, not arrays:
 an array argument costs the host several microseconds, an address one.
@@ -6,12 +6,12 @@ an array argument costs the host several microseconds, an address one.
 
 import functools
 import math
-import warnings
 from typing import NamedTuple
 
-from numba import cuda, types
+from numba import types
 
 from . import careful, elements, rows, softmax, totals
+from .queue import run
 from .storage import STORAGES
 from .teams import BLOCK
 
@@ -134,30 +134,6 @@ def plan(dtype, n_rows, n_classes, packed):
 # ------------------------------------------------------------------------------------------------------- launches
 
 
-@functools.cache
-def compiled(make, arguments, kinds, threads):
-    """The kernel `make(*arguments)` for the argument types `kinds[0](*kinds[1:])`.
-
-    Types and storages go by the names that they follow from: numba's types hash slowly.
-    """
-    arguments = tuple(STORAGES.get(a, a) if isinstance(a, str) else a for a in arguments)
-    signature, *names = kinds
-    return cuda.jit(signature(*names), launch_bounds=(threads,))(make(*arguments))
-
-
-@functools.lru_cache(maxsize=1024)
-def configured(make, arguments, kinds, grid, threads, stream):
-    """A kernel with its grid and stream; kept, because to make one costs as much as a launch."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # small grids are what small arrays need
-        return compiled(make, arguments, kinds, threads)[grid, threads, stream]
-
-
-def run(make, arguments, kinds, grid, threads, stream, values):
-    """Queue one launch."""
-    configured(make, arguments, kinds, grid, threads, stream)(*values)
-
-
 def pointer_to(kind):
     """Type of an address."""
     return types.CPointer(kind)
@@ -257,8 +233,15 @@ def _pointer(buffer):
     return NULL if buffer is None else buffer.pointer
 
 
-def _flags(pairs):
-    return sum(bit for bit, given in pairs if given)
+def _flags(
+    *given, order=(rows.WEIGHT, rows.CLASS_WEIGHT, rows.LOSS, rows.LSE, rows.DENOMINATOR, rows.BAD, rows.BIAS)
+):
+    """Bits of the pointers that are given, in an order of bits."""
+    flags = 0
+    for bit, pointer in zip(order, given, strict=True):
+        if pointer is not None:
+            flags |= bit
+    return flags
 
 
 # -------------------------------------------------------------------------------------------------------------- softmax
@@ -294,58 +277,35 @@ def softmax_launch(
     left, by which `scale` is divided. `bad_out`: an int64, raised to n_rows - i for a bad row i. A given `lse` saves
     a plain cross-entropy of rows beyond the registers the first of two reads; its rounding goes into the gradient.
     """
-    outer, n_classes, inner = logits.shape
-    n_rows = outer * inner
     soft = len(targets.shape) == 3
-    grad = grad_out is not None
-    ignore = 0 if ignore_index is None else int(ignore_index)
-    common = (
-        (rows.WEIGHT, sample_weight is not None),
-        (rows.CLASS_WEIGHT, class_weight is not None),
-        (rows.LOSS, loss_out is not None),
-        (rows.LSE, lse_out is not None),
-        (rows.IGNORE, ignore_index is not None),
-        (rows.DENOMINATOR, denominator is not None),
-        (rows.BAD, bad_out is not None),
-        (rows.BIAS, logit_bias is not None),
-        (rows.EXCLUDE, exclude_target),
-    )
-    flags = _flags(common)
     number = rows.FAMILIES[family]
-    plain = not soft and logit_bias is None and inner == 1 and logits.dtype != "float64"
-    smooth = label_smoothing != 0
-    if smooth and (class_weight is not None or number != 0):
-        plain = False
-    if plain and _in_pieces(logits, grad_out):
-        plain = False
-    if not plain:
+    ignore = 0 if ignore_index is None else int(ignore_index)
+    flags = _flags(sample_weight, class_weight, loss_out, lse_out, denominator, bad_out, logit_bias)
+    if ignore_index is not None:
+        flags |= rows.IGNORE
+    if exclude_target:
+        flags |= rows.EXCLUDE
+    way = None
+    if not soft and logit_bias is None:
+        g_strides, g_at = (None, 0) if grad_out is None else (grad_out.strides, grad_out.address % 16)
+        way = _way(
+            SIZES, logits.dtype, targets.dtype, logits.shape, logits.strides, logits.address % 16, g_strides, g_at,
+            flags, label_smoothing, z_loss, temperature, number, a, b, lse is not None,
+        )  # fmt: skip
+    if way is None:
         return _careful(
             context, logits, targets, sample_weight, class_weight, logit_bias, label_smoothing, ignore, flags,
             z_loss, temperature, scale, denominator, loss_out, lse_out, grad_out, bad_out, number, a, b,
         )  # fmt: skip
-    dtype, label = logits.dtype, targets.dtype
-    storage = STORAGES[dtype]
-    itemsize = storage.itemsize
-    x_step = logits.strides[0]
-    g_step = grad_out.strides[0] if grad else x_step
-    packed = x_step == n_classes == g_step and logits.address % 16 == 0
-    packed = packed and not (grad and grad_out.address % 16)
-    it = plan(dtype, n_rows, n_classes, packed)
-    chunks = -(-n_classes // SIZES.chunk)
-    if lse is not None and number == 0 and it.regime in ("stream", "split"):
-        it = Plan("saved", 1, BLOCK, SIZES.chunk_threads, n_rows * chunks, 1)
-    lead = logits.address // itemsize % storage.per_vector
-    off = 0.0
-    if smooth:
-        off = label_smoothing / (max(n_classes - 1, 1) if exclude_target else n_classes)
-        off *= not (exclude_target and n_classes == 1)
-    on = 1.0 - label_smoothing + (0.0 if exclude_target else off)
-    base2 = math.log2(math.e) / temperature
-    partials = context.empty((it.partials,), "float64")
+    n_rows = logits.shape[0]
+    if n_rows == 0:
+        return context.empty((0,), "float64")
     y = targets.strides[0]
     if y != 1 and n_rows > 1:
         raise ValueError(f"labels must follow one another, got a stride of {y}")
-    head = (
+    regime, threads, grid, n_partials, make, arguments, kinds, chunks, before, after = way
+    partials = context.empty((n_partials,), "float64")
+    given = (
         logits,
         grad_out,
         targets,
@@ -357,54 +317,78 @@ def softmax_launch(
         bad_out,
         denominator,
     )
-    head = tuple(map(_pointer, head))
+    head = tuple([NULL if x is None else x.pointer for x in given])
     w_step = 0 if sample_weight is None else sample_weight.strides[0]
-    tail = (
-        n_rows, n_classes, x_step, g_step, lead, w_step, ignore, flags,
-        1.0 / temperature, base2, z_loss, number, a, b, on, off, scale / temperature,
-    )  # fmt: skip
-    if n_rows == 0:
-        return context.empty((0,), "float64")
+    tail = (*before, w_step, ignore, *after, scale / temperature)
+    if chunks is None:
+        run(make, arguments, kinds, grid, threads, context.stream, head + tail)
+        return partials
+    grad, saved = grad_out is not None, regime == "saved"
+    states = lse
+    if not saved:
+        dtype, smooth, base2 = logits.dtype, label_smoothing != 0, after[2]
+        states = context.empty((chunks * n_rows * 4,), "float32")
+        values = (head[0], head[2], states.pointer, *before[1:3], before[4], base2, chunks)
+        kind = (_partial_signature, dtype, targets.dtype)
+        options = (dtype, smooth, threads, SIZES.chunk)
+        run(softmax.partial_kernel, options, kind, grid, threads, context.stream, values)
+    if grad or not saved:
+        values = (*head, states.pointer, *tail, temperature, chunks)
+        run(make, arguments, kinds, grid if grad else n_rows, threads, context.stream, values)
+    return None if saved else partials
+
+
+@functools.lru_cache(maxsize=4096)
+def _way(
+    sizes, dtype, label, shape, x_strides, x_at, g_strides, g_at,
+    flags, label_smoothing, z_loss, temperature, number, a, b, saved,
+):  # fmt: skip
+    """How a call is launched, from all but its addresses and its scale; None where only the careful kernel serves.
+
+    (regime, threads, grid, number of partial sums, kernel, its constants, its signature, blocks of a row where they
+    share one, arguments before the step of the weights, arguments after ignore_index); `x_at`, `g_at`: addresses
+    modulo 16.
+    """
+    n_rows, n_classes, inner = shape
+    grad, smooth = g_strides is not None, label_smoothing != 0
+    if inner != 1 or dtype == "float64" or (smooth and (flags & rows.CLASS_WEIGHT or number != 0)):
+        return None
+    storage = STORAGES[dtype]
+    per_vector = storage.per_vector
+    # A row's elements are apart, or the 16-byte boundaries of logits and gradient differ.
+    if n_classes >= 1 << 30 or (n_classes > 1 and (x_strides[1] != 1 or (grad and g_strides[1] != 1))):
+        return None
+    if grad and (x_at != g_at or (n_rows > 1 and (x_strides[0] - g_strides[0]) % per_vector)):
+        return None
+    x_step = x_strides[0]
+    g_step = g_strides[0] if grad else x_step
+    packed = x_step == n_classes == g_step and x_at == 0 and not (grad and g_at)
+    it = plan(dtype, n_rows, n_classes, packed)
+    regime, threads = it.regime, it.threads
+    chunks = -(-n_classes // sizes.chunk)
+    if saved and number == 0 and regime in ("stream", "split"):
+        it = Plan("saved", 1, BLOCK, sizes.chunk_threads, n_rows * chunks, 1)
+        regime, threads = it.regime, it.threads
     kinds = (_row_signature, dtype, label)
-    queue = (it.grid, it.threads, context.stream)
-    if it.regime == "tile":
-        run(softmax.tile_kernel, (dtype, n_classes, grad, SIZES.tile), kinds, *queue, head + tail)
-    elif it.regime == "resident":
-        run(softmax.resident_kernel, (dtype, it.vectors, it.lanes, grad), kinds, *queue, head + tail)
-    elif it.regime == "stream":
-        run(softmax.stream_kernel, (dtype, smooth, grad, it.threads), kinds, *queue, head + tail)
+    if regime == "tile":
+        make, arguments = softmax.tile_kernel, (dtype, n_classes, grad, sizes.tile)
+    elif regime == "resident":
+        make, arguments = softmax.resident_kernel, (dtype, it.vectors, it.lanes, grad)
+    elif regime == "stream":
+        make, arguments = softmax.stream_kernel, (dtype, smooth, grad, threads)
     else:
-        saved = it.regime == "saved"
-        states = lse
-        if not saved:
-            states = context.empty((chunks * n_rows * 4,), "float32")
-            values = (head[0], head[2], states.pointer, n_classes, x_step, lead, base2, chunks)
-            arguments = (dtype, smooth, it.threads, SIZES.chunk)
-            run(softmax.partial_kernel, arguments, (_partial_signature, dtype, label), *queue, values)
-        grid = it.grid if grad else n_rows
-        if grad or not saved:
-            values = (*head, states.pointer, *tail, temperature, chunks)
-            arguments = (dtype, saved, grad, it.threads, SIZES.chunk)
-            kinds = (_split_signature, dtype, label)
-            run(softmax.split_kernel, arguments, kinds, grid, it.threads, context.stream, values)
-    return None if it.regime == "saved" else partials
-
-
-def _in_pieces(logits, grad):
-    """Whether a row's elements are apart, or the 16-byte boundaries of logits and gradient differ."""
-    n_rows, n_classes, _ = logits.shape
-    per_vector = STORAGES[logits.dtype].per_vector
-    for buffer in (logits,) if grad is None else (logits, grad):
-        if n_classes > 1 and buffer.strides[1] != 1:
-            return True
-    if n_classes >= 1 << 30:
-        return True
-    if grad is None:
-        return False
-    itemsize = STORAGES[logits.dtype].itemsize
-    if (logits.address - grad.address) // itemsize % per_vector:
-        return True
-    return n_rows > 1 and (logits.strides[0] - grad.strides[0]) % per_vector != 0
+        make, arguments = softmax.split_kernel, (dtype, regime == "saved", grad, threads, sizes.chunk)
+        kinds = (_split_signature, dtype, label)
+    off = 0.0
+    exclude = bool(flags & rows.EXCLUDE)
+    if smooth:
+        off = label_smoothing / (max(n_classes - 1, 1) if exclude else n_classes)
+        off *= not (exclude and n_classes == 1)
+    on = 1.0 - label_smoothing + (0.0 if exclude else off)
+    before = (n_rows, n_classes, x_step, g_step, x_at // storage.itemsize)
+    after = (flags, 1.0 / temperature, math.log2(math.e) / temperature, z_loss, number, a, b, on, off)
+    shared = chunks if regime in ("split", "saved") else None
+    return regime, threads, it.grid, it.partials, make, arguments, kinds, shared, before, after
 
 
 def _careful(
@@ -453,14 +437,9 @@ def totals_launch(context, targets, sample_weight, class_weight, n_classes, igno
     per_block = SIZES.totals // 32 if soft else SIZES.totals * 8
     grid = max(1, min(-(-n_rows // per_block), 256))
     partials = total if grid == 1 else context.empty((grid,), "float64")
-    flags = _flags(
-        (
-            (rows.WEIGHT, sample_weight is not None),
-            (rows.CLASS_WEIGHT, class_weight is not None),
-            (rows.IGNORE, ignore_index is not None),
-            (rows.BAD, bad_out is not None),
-        )
-    )
+    flags = _flags(sample_weight, class_weight, bad_out, order=(rows.WEIGHT, rows.CLASS_WEIGHT, rows.BAD))
+    if ignore_index is not None:
+        flags |= rows.IGNORE
     w_strides = (0, 0) if sample_weight is None else sample_weight.strides
     pointers = tuple(map(_pointer, (targets, sample_weight, class_weight, partials, bad_out)))
     numbers = (n_rows, n_classes, inner, *targets.strides, *w_strides)
@@ -525,15 +504,8 @@ def sigmoid(
     n = n_rows * n_columns
     grad = grad_out is not None
     number = elements.ELEMENT_FAMILIES[family]
-    flags = _flags(
-        (
-            (rows.WEIGHT, sample_weight is not None),
-            (rows.POSITIVE, pos_weight is not None),
-            (rows.LOSS, loss_out is not None),
-            (rows.DENOMINATOR, denominator is not None),
-            (rows.BAD, bad_out is not None),
-        )
-    )
+    order = (rows.WEIGHT, rows.POSITIVE, rows.LOSS, rows.DENOMINATOR, rows.BAD)
+    flags = _flags(sample_weight, pos_weight, loss_out, denominator, bad_out, order=order)
     options = (label_smoothing, number, a, b, c, scale)
     plain = sample_weight is None and pos_weight is None and denominator is None
     flat, head = element_plan(logits, targets, grad_out) if plain else (False, 0)
