@@ -19,8 +19,8 @@ from fastxent import _backend, _core_numpy, _device
 
 # What the package may use of CuPy. CuPy 14 has them all, with these arguments.
 FUNCTIONS = """abs add arange argmax ascontiguousarray broadcast_to concatenate copyto divide dot einsum empty
-empty_like exp eye full full_like isfinite matmul maximum minimum multiply negative ones sign sqrt square subtract sum
-take tanh vdot where zeros zeros_like"""
+empty_like exp eye full full_like isfinite matmul maximum minimum multiply negative norm ones sign sqrt square subtract
+sum take tanh vdot where zeros zeros_like"""
 FUNCTIONS = tuple(FUNCTIONS.split())
 UFUNCS = {"abs": "absolute"}
 
@@ -46,6 +46,10 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return out[0] if out else _out(result)
 
     def __array_function__(self, function, kinds, args, kwargs):
+        if function.__name__ == "array":
+            return put(*args, **kwargs)
+        if function.__name__ == "asarray":
+            return _placed(*args, **kwargs)
         if function.__name__ not in FUNCTIONS:
             raise TypeError(f"{function.__name__}: CuPy has no such function")
         return _out(function(*map(_in, args), **{name: _in(x) for name, x in kwargs.items()}))
@@ -125,7 +129,7 @@ def cupy():
     """A module of CuPy's functions."""
     module = types.ModuleType("cupy")
     for name in FUNCTIONS:
-        function = getattr(np, name)
+        function = getattr(np, name, None) or getattr(np.linalg, name)
 
         def wrapped(*args, function=function, **kwargs):
             kwargs = {key: _in(x) for key, x in kwargs.items()}
@@ -134,7 +138,7 @@ def cupy():
         setattr(module, name, wrapped)
     module.empty = lambda shape, dtype=float: Array(_poisoned(shape, dtype))
     module.empty_like = lambda x, dtype=None: Array(_poisoned(x.shape, dtype or x.dtype))
-    module.asarray = lambda x, dtype=None: x if _fits(x, dtype) else put(x, dtype)
+    module.asarray = _placed
     module.asnumpy = get
     module.ndarray = Array
     stream = types.SimpleNamespace(ptr=0)
@@ -143,8 +147,9 @@ def cupy():
     return module
 
 
-def _fits(x, dtype):
-    return isinstance(x, Array) and (dtype is None or x.dtype == dtype)
+def _placed(x, dtype=None):
+    same = isinstance(x, Array) and (dtype is None or x.dtype == dtype)
+    return x if same else put(x, dtype)
 
 
 def _poisoned(shape, dtype):
@@ -291,6 +296,7 @@ def install(monkeypatch):
     vars(launch).update({f.__name__: f for f in LAUNCHERS}, Buffer=Buffer, Context=Context)
     core = types.ModuleType("fastxent._core_cuda")
     core.launch, core.__path__ = launch, []
+    core.softmax_rows, core.sigmoid_elements = _core_numpy.softmax_rows, _core_numpy.sigmoid_elements
     module = cupy()
     for name, value in ((core.__name__, core), (launch.__name__, launch), ("cupy", module)):
         monkeypatch.setitem(sys.modules, name, value)

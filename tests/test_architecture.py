@@ -27,7 +27,18 @@ LAYERS = (
     ("_core_numpy", "_core", "_dense", "_step", "_core_cuda"),
     ("_memory", "_checks", "_device", "_backend"),
     ("losses", "information", "shards", "_linear_on_device", "linear"),
-    ("solvers", "_files", "_estimator", "_penalized", "logistic", "mlp", "calibration", "files", "dask"),
+    (
+        "solvers",
+        "_files",
+        "_estimator",
+        "_penalized",
+        "_logistic_on_device",
+        "logistic",
+        "mlp",
+        "calibration",
+        "files",
+        "dask",
+    ),
     ("torch", "boosting", "plots", "_bench", "cli"),
 )
 LAYER = {name: number for number, row in enumerate(LAYERS) for name in row}

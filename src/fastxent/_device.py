@@ -13,7 +13,7 @@ import sys
 
 from . import _checks
 
-__all__ = ["Softmax", "collapsed", "elements", "is_device", "library_of"]
+__all__ = ["Softmax", "collapsed", "cupy", "elements", "is_device", "library_of"]
 
 REALS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
@@ -273,6 +273,23 @@ class Numba(Library):
 
 
 LIBRARIES = {"torch": Torch, "cupy": CuPy, "numba": Numba}
+
+
+def cupy():
+    """CuPy, for what computes on a device with more than the kernels.
+
+    Raises
+    ------
+    ImportError
+        Without it; the message says what to install.
+    """
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        raise ImportError(
+            "backend='cuda' needs CuPy for the matrix products of an estimator: pip install 'cupy-cuda13x[ctk]' "
+            f"({error})"
+        ) from error
 
 
 def library_of(x, name="logits"):

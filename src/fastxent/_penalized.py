@@ -72,7 +72,7 @@ class Problem:
         W, b = self.split(w)
         total, dW, db = self.objective.loss_grad(W, b, self.team)
         value = total / self.mass
-        grad = np.empty(self.size)
+        grad = np.empty_like(w, shape=(self.size,))
         gW, gb = self.split(grad)
         np.multiply(dW, 1 / self.mass, out=gW)
         if self.penalty:
@@ -124,7 +124,7 @@ class Problem:
             if self.fit_intercept:
                 diagonal[d] += self.intercept_penalty - self.penalty
             diagonal += 1e-10 * diagonal.max()
-            inverse = np.repeat(1 / diagonal, k)
+            inverse = self.objective.place(np.repeat(1 / diagonal, k))
             return lambda g: inverse * g
         moment = self.objective.moment(self.team, _MOMENT_ROWS * (d + 1))
         if not self.fit_intercept:
@@ -139,7 +139,7 @@ class Problem:
         except linalg.LinAlgError:
             return None
         inverse = linalg.solve_triangular(factor, np.eye(len(P)), lower=True, check_finite=False)
-        inverse = inverse.astype(self.objective.dtype, copy=False)
+        inverse = self.objective.place(inverse.astype(self.objective.dtype, copy=False))
 
         def apply(g):
             G = g.reshape(len(inverse), k).astype(inverse.dtype, copy=False)

@@ -421,6 +421,10 @@ class LinearObjective:
         W = np.ascontiguousarray(W, dtype=self.dtype)
         return W, None if b is None else np.asarray(b, dtype=self.dtype)
 
+    def place(self, array):
+        """An array where the vectors are: in memory."""
+        return array
+
     def _read(self, block):
         return block.X if block.X.dtype == self.dtype else block.X.astype(self.dtype)
 

@@ -87,7 +87,8 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
     label_smoothing : float, default=0.0
         Uniform smoothing of cross-entropy's targets.
     num_threads : int or None, default=None
-    backend : {"auto", "cpu", "numpy"} or None, default=None
+    backend : {"auto", "cpu", "numpy", "cuda"} or None, default=None
+        "cuda" fits on a GPU by CuPy's products (dense X, L-BFGS, no `partial_fit`); predictions are made in memory.
 
     Attributes
     ----------
@@ -212,13 +213,13 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         classes, targets, weights = self._targets(y, weights, dtype)
         self._check_classes(classes)
         mass = _mass(X, weights)
-        objective = linear.LinearObjective(X, self._rows(targets, len(classes), weights, dtype), dtype)
+        objective = self._objective(X, targets, len(classes), weights)
         with linear.Team(objective, self.num_threads) as team:
             options = (1.0 / (C * mass), l1_ratio, self.fit_intercept, self._intercept_share)
             problem = Problem(objective, team, mass, *options)
             start = self._start(problem) if self.warm_start else np.zeros(problem.size)
             tasks = FitTasks(self, self.max_iter, "iteration", X, y, sample_weight)
-            outcome = self._minimize(problem, start, tasks, classes, dtype)
+            outcome = self._minimize(problem, objective.place(start), tasks, classes, dtype)
         self._keep(problem, outcome, classes, dtype)
         tasks.close()
         self._past = None
@@ -265,6 +266,8 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         """
         if self.loss is not None:
             raise ValueError(f"partial_fit expects loss=None, cross-entropy, got loss={self.loss!r}")
+        if self.backend == "cuda":
+            raise ValueError("partial_fit expects a backend in memory, got backend='cuda': it needs Hessians")
         if self.class_weight == "balanced":
             raise ValueError(
                 'partial_fit expects class_weight=None or a dict: "balanced" needs all rows at once'
@@ -428,20 +431,38 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         per_class = class_weight_vector(self.class_weight, classes, codes, weights)
         return classes, codes, row_weights(weights, per_class, codes, dtype)
 
+    def _objective(self, X, targets, n_classes, weights):
+        if self.backend != "cuda":
+            return linear.LinearObjective(X, self._rows(targets, n_classes, weights, X.dtype), X.dtype)
+        if self.solver.startswith("newton"):
+            raise ValueError(
+                f"solver: expected 'auto' or 'lbfgs' with backend='cuda', which has no Hessians, got {self.solver!r}"
+            )
+        from ._logistic_on_device import DeviceObjective
+
+        return DeviceObjective(X, targets, n_classes, weights, self.label_smoothing, self._loss())
+
+    def _loss(self):
+        """The loss object, checked, or None for cross-entropy."""
+        if self.loss is None:
+            return None
+        loss = loss_of(self.loss)
+        if getattr(loss, "elementwise", False):
+            raise ValueError(
+                f"loss: expected a loss of the softmax family, got the elementwise {loss!r}; MLPClassifier takes "
+                "such, and for two classes SoftmaxCrossEntropy() is the binary cross-entropy"
+            )
+        if self.label_smoothing:
+            raise ValueError(
+                "label_smoothing: expected 0 beside a loss object, which has options of its own."
+            )
+        return loss
+
     def _rows(self, targets, n_classes, weights, dtype):
         core = _backend.choose(self.backend)
         binary = n_classes == 2
-        if self.loss is not None:
-            loss = loss_of(self.loss)
-            if getattr(loss, "elementwise", False):
-                raise ValueError(
-                    f"loss: expected a loss of the softmax family, got the elementwise {loss!r}; MLPClassifier takes "
-                    "such, and for two classes SoftmaxCrossEntropy() is the binary cross-entropy"
-                )
-            if self.label_smoothing:
-                raise ValueError(
-                    "label_smoothing: expected 0 beside a loss object, which has options of its own."
-                )
+        loss = self._loss()
+        if loss is not None:
             return linear.LossRows(loss, targets, n_classes, weights, binary, self.backend)
         column = None if weights is None else weights[:, None]
         if binary:
@@ -488,7 +509,9 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         solver = self.solver
         if solver not in ("lbfgs", "newton-cg", "newton-cholesky"):
             work = problem.objective.X.shape[0] * problem.size**2
-            few = work <= _NEWTON_WORK and not linear._is_sparse(problem.objective.X)
+            few = (
+                work <= _NEWTON_WORK and not linear._is_sparse(problem.objective.X) and self.backend != "cuda"
+            )
             solver = "newton-cholesky" if few and self.loss is None else "lbfgs"
         continued = isinstance(problem, ContinuedProblem) and problem.past is not None
         if solver == "newton-cholesky" or (continued and problem.whole):
@@ -658,7 +681,7 @@ def _is_soft(y):
 
 
 def _attributes(problem, w, classes, dtype):
-    W, b = problem.split(w)
+    W, b = problem.split(solvers.host(w))
     if b is None:
         b = np.zeros(W.shape[1])
     elif problem.shift_free:

@@ -1,6 +1,7 @@
 """Full-batch minimizers of a smooth function given as `value_and_grad(x)`, some also `hvp(x, v)` or `hessian(x)`.
 
-A solver knows vectors only: no data, no labels, no backends.  Iterates and gradients are float64 vectors.
+A solver knows vectors only: no data, no labels, no backends.  Iterates and gradients are float64 vectors, NumPy's or,
+for `lbfgs` and `owlqn`, those of a library that answers NumPy's functions (CuPy): they stay where they are.
 Every solver stops at the first of
 
     converged    max |gradient| <= tol max_iter     that many iterations precision    values and gradients no
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import linalg
 
-__all__ = ["Iterate", "Outcome", "lbfgs", "newton", "newton_cg", "owlqn"]
+__all__ = ["Iterate", "Outcome", "host", "lbfgs", "newton", "newton_cg", "owlqn"]
 
 _DECREASE = 1e-4  # of the sufficient decrease condition
 _CURVATURE = 0.9
@@ -291,6 +292,11 @@ def newton(value_and_grad, hessian, x0, *, tol=1e-4, max_iter=100, precision=2.0
     return run.minimize(direction, lambda p: 1.0, lambda s, y: None, lambda: False)
 
 
+def host(x):
+    """A vector in memory; itself where it is there."""
+    return x.get() if hasattr(x, "get") else x
+
+
 class _Pairs:
     """What L-BFGS knows of the inverse Hessian: pairs of steps s and gradient changes y, and a preconditioner P.
 
@@ -315,13 +321,13 @@ class _Pairs:
         S, Y = self._S[:count], self._Y[:count]
         R = self._products[np.ix_(order, order)]
         a, c = np.empty(count), np.empty(count)
-        a[order] = ordered = linalg.lapack.dtrtrs(R, (S @ grad)[order])[0]
-        r = grad - a @ Y
+        a[order] = ordered = linalg.lapack.dtrtrs(R, host(S @ grad)[order])[0]
+        r = grad - np.asarray(a, like=grad) @ Y
         if self._precondition is not None:
             r = self._precondition(r)
         r *= self._scale
-        c[order] = linalg.lapack.dtrtrs(R, np.diagonal(R) * ordered - (Y @ r)[order], trans=1)[0]
-        r += c @ S
+        c[order] = linalg.lapack.dtrtrs(R, np.diagonal(R) * ordered - host(Y @ r)[order], trans=1)[0]
+        r += np.asarray(c, like=grad) @ S
         return r
 
     def first_step(self, p):
@@ -330,22 +336,22 @@ class _Pairs:
             return 1.0
         if self._precondition is not None:
             return self._first_step
-        return min(1.0, 1.0 / max(np.linalg.norm(p), 1e-300))
+        return min(1.0, 1.0 / max(float(np.linalg.norm(p)), 1e-300))
 
     def learn(self, s, y):
-        curvature = s @ y
-        if curvature <= 1e-14 * np.linalg.norm(s) * np.linalg.norm(y):
+        curvature = float(s @ y)
+        if curvature <= 1e-14 * float(np.linalg.norm(s)) * float(np.linalg.norm(y)):
             return
         if self._S is None:
-            self._S, self._Y = np.empty((2, self._memory, len(s)))
+            self._S, self._Y = (np.empty_like(s, shape=(self._memory, len(s))) for _ in range(2))
             self._products = np.zeros((self._memory, self._memory))
         slot = self._order.pop(0) if len(self._order) == self._memory else len(self._order)
         self._order.append(slot)
         self._S[slot], self._Y[slot] = s, y
         count = len(self._order)
-        self._products[:count, slot] = self._S[:count] @ y
+        self._products[:count, slot] = host(self._S[:count] @ y)
         self._products[slot, slot] = curvature
-        self._scale = curvature / (y @ (y if self._precondition is None else self._precondition(y)))
+        self._scale = curvature / float(y @ (y if self._precondition is None else self._precondition(y)))
 
     def forget(self):
         known = bool(self._order)
@@ -359,7 +365,7 @@ class _Run:
     def __init__(self, value_and_grad, x0, tol, max_iter, precision, callback):
         self.value_and_grad, self.tol, self.max_iter = value_and_grad, float(tol), max_iter
         self.precision, self.callback = precision, callback
-        self.x = np.array(x0, dtype=np.float64)
+        self.x = np.array(x0, dtype=np.float64, like=x0)
         self.fun, self.grad = math.nan, np.full_like(self.x, np.nan)
         self.n_iter = self.n_evaluations = self.n_products = 0
 
@@ -370,12 +376,12 @@ class _Run:
 
     @property
     def grad_max(self):
-        return float(np.abs(self.steepest).max(initial=0.0))
+        return float(np.abs(self.steepest).max()) if len(self.x) else 0.0
 
     def evaluate(self, x):
         self.n_evaluations += 1
         value, grad = self.value_and_grad(x)
-        return float(value), np.asarray(grad, dtype=np.float64)
+        return float(value), np.asarray(grad, dtype=np.float64, like=self.x)
 
     def minimize(self, direction, first_step, learn, forget):
         """Iterate until a stopping rule holds.
@@ -400,12 +406,12 @@ class _Run:
             if self.n_iter >= self.max_iter:
                 return "max_iter"
             p = direction()
-            slope = p @ self.steepest
+            slope = float(p @ self.steepest)
             if not (math.isfinite(slope) and slope < 0):
                 if forget():
                     continue
                 p = -self.steepest
-                slope = p @ self.steepest
+                slope = float(p @ self.steepest)
             found = self._search(p, slope, first_step(p))
             if found is None:
                 if forget():
@@ -443,7 +449,7 @@ class _Run:
                 break
             value, grad = self.evaluate(x)
             trials += 1
-            here = _Trial(step, value, p @ grad, x, grad)
+            here = _Trial(step, value, float(p @ grad), x, grad)
             if not (math.isfinite(value) and math.isfinite(here.slope)):
                 high, step = _Trial(step, math.inf, math.inf, None, None), low.step + 0.1 * (step - low.step)
                 continue
@@ -482,7 +488,7 @@ class _Run:
             "interrupted": f"interrupted after {self.n_iter} iterations; the point reached is kept: {gap}",
         }
         counts = (self.n_iter, self.n_evaluations, self.n_products)
-        return Outcome(self.x, self.fun, self.grad_max, self.tol, *counts, status, messages[status])
+        return Outcome(host(self.x), self.fun, self.grad_max, self.tol, *counts, status, messages[status])
 
 
 class _OrthantRun(_Run):
@@ -490,7 +496,7 @@ class _OrthantRun(_Run):
 
     def __init__(self, value_and_grad, l1, *options):
         super().__init__(value_and_grad, *options)
-        self.l1 = np.asarray(l1, dtype=np.float64)
+        self.l1 = np.asarray(l1, dtype=np.float64, like=self.x)
 
     def evaluate(self, x):
         value, grad = super().evaluate(x)
@@ -514,7 +520,10 @@ class _OrthantRun(_Run):
             if (x == self.x).all():
                 return None
             value, grad = self.evaluate(x)
-            if value <= self.fun + _DECREASE * (steepest @ (x - self.x)) + noise and np.isfinite(grad).all():
+            if (
+                value <= self.fun + _DECREASE * float(steepest @ (x - self.x)) + noise
+                and np.isfinite(grad).all()
+            ):
                 return x, value, grad
             step *= 0.5
         return None

@@ -185,7 +185,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
     num_threads : int or None, default=None
         Threads of the loss kernels and of the matrix products; None leaves both at their defaults.
     backend : {None, 'auto', 'numpy', 'cpu', 'cuda'}, default=None
-        Of the loss kernels.
+        Of the loss kernels; 'cuda' trains on a GPU as a whole, with CuPy's products: dense X, stochastic solvers.
+        Predictions are made in memory.
 
     Attributes
     ----------
@@ -459,6 +460,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             raise ValueError(f"dropout={self.dropout} expects a stochastic solver, got solver='lbfgs'.")
         if self.solver == "lbfgs" and validation_data is not None:
             raise ValueError("validation_data expects a stochastic solver, got solver='lbfgs'.")
+        if self.solver == "lbfgs" and self.backend == "cuda":
+            raise ValueError("solver: expected a stochastic one with backend='cuda', got 'lbfgs'.")
         if self.solver == "lbfgs" and self.clip_norm is not None:
             raise ValueError(f"clip_norm={self.clip_norm} expects a stochastic solver, got solver='lbfgs'.")
         if self.monitor is not None and not self.early_stopping and validation_data is None:

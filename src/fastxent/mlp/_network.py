@@ -110,8 +110,8 @@ class Dropout:
     def __init__(self, rate, seed):
         self.rate, self.seed, self.drawn = rate, seed, 0
 
-    def mask(self, shape, dtype):
-        """Factors of the next shape[0] x shape[1] activations: 0 or 1 / (1 - rate).
+    def mask(self, shape, dtype, xp=np):
+        """Factors of the next shape[0] x shape[1] activations: 0 or 1 / (1 - rate), as an array of the module xp.
 
         Examples
         --------
@@ -121,14 +121,14 @@ class Dropout:
         """
         count = shape[0] * shape[1]
         first, self.drawn = self.drawn + 1, self.drawn + count
-        z = np.arange(first, first + count, dtype=np.uint64)
+        z = xp.arange(first, first + count, dtype=np.uint64)
         z *= np.uint64(0x9E3779B97F4A7C15)
         z += np.uint64(self.seed)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
         kept = z >> np.uint64(11) >= np.uint64(self.rate * 2**53)
-        return np.multiply(kept, 1 / (1 - self.rate), dtype=dtype).reshape(shape)
+        return xp.multiply(kept, 1 / (1 - self.rate), dtype=dtype).reshape(shape)
 
 
 class Network:

@@ -164,7 +164,11 @@ class CompiledStep:
 
 
 def training_step(kernels, *args, num_threads):
-    """The step of a layer-0 module: compiled beside compiled kernels, otherwise in NumPy."""
+    """The step of a layer-0 module: compiled beside compiled kernels, on the device beside CUDA's, or in NumPy."""
+    if hasattr(kernels, "launch"):
+        from ._on_device import DeviceStep
+
+        return DeviceStep(*args)
     if _step is not None and kernels is _backend._core:
         return CompiledStep(*args, num_threads=num_threads)
     return NumpyStep(*args)
