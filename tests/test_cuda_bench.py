@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import cuda_twin
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu" / "run.py"
@@ -40,6 +42,10 @@ REPORT = {
         {"problem": "8192 x 32768", "dtype": "float32", "mode": "forward", "bytes": 1073872896, "us": 250.0},
         {"problem": "16 x 131072", "dtype": "float16", "mode": "fused", "bytes": 8},
     ],
+    "linear": [
+        {"problem": "8192 x 1024 x 32768", "dtype": "float32", "us": 9e3, "extra memory / logits": 0.0625}
+    ],
+    "estimators": [{"fit": "an epoch", "cuda": 0.25, "torch": 0.5}],
     "launch": {"a call": 12.5},
     "errors": {"16 x 131072 float16 fused": "it broke"},
 }
@@ -81,3 +87,61 @@ def test_report(bench, tmp_path):
     assert "| 8192 x 32768 | float32 | fused | 600 | 3.58 | 0.89 | 1e+04 |  |  |" in lines
     assert "- 16 x 131072 float16 fused: it broke" in lines
     assert "| a call | 12.5 |" in lines
+    assert "| 8192 x 1024 x 32768 | float32 | 9000 |  |  |  |  | 0.0625 |  |" in lines
+    assert "| an epoch | 0.25 |  | 0.5 |" in lines
+
+
+@pytest.fixture
+def in_memory(bench, monkeypatch):
+    """The script on a device of memory: PyTorch's tensors there, no clock, no compiler."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    cuda_twin.install(monkeypatch)
+    monkeypatch.setattr(bench, "DEVICE", "cpu")
+    monkeypatch.setattr(bench, "microseconds", lambda torch, calls, repeats=30: (calls[0](), 1.0)[1])
+    monkeypatch.setattr(bench, "seconds", lambda torch, call: (call(), 1.0)[1])
+    monkeypatch.setattr(bench, "extra_memory", lambda torch, call: 0)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    return torch
+
+
+def test_linear_part(bench, in_memory, monkeypatch):
+    """Every column is there; nothing fails."""
+    monkeypatch.setattr(bench, "LINEAR", [(40, 6, 50)])
+    errors = {}
+    rows = bench.linear_rows(in_memory, False, errors)
+    assert errors == {}
+    assert [row["dtype"] for row in rows] == list(bench.DTYPES)
+    for row in rows:
+        assert {"us", "products alone", "torch", "torch.compile", "torch's", "extra memory / logits"} <= set(
+            row
+        )
+
+
+def test_estimators_part(bench, in_memory, monkeypatch):
+    monkeypatch.setattr(bench, "ROWS", 1000)
+    errors = {}
+    rows = bench.estimators(in_memory, True, errors)
+    assert errors == {}
+    assert all(row["cuda"] == row["cpu"] == row["torch"] == 1.0 for row in rows)
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize("part", ["ceilings", "checks", "grid", "linear", "estimators", "launch"])
+def test_arguments(bench, part, monkeypatch, tmp_path):
+    """--only takes every part; what fails in one is in the report, and the status says so."""
+    names = {"ceilings": "ceilings", "checks": "tests", "grid": "grid", "linear": "linear_rows"}
+    names |= {"estimators": "estimators", "launch": "launch_cost"}
+    ran = []
+
+    def broken(*args):
+        ran.append(part)
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(bench, names[part], broken)
+    monkeypatch.setattr(
+        bench, "need_gpu", lambda: SimpleNamespace(cuda=SimpleNamespace(get_device_name=lambda: "X 1"))
+    )
+    assert bench.main(["--only", part, "--quick", "--out", str(tmp_path)]) == 1
+    assert ran == [part]
+    (numbers,) = tmp_path.glob("*-X-1.json")
+    assert "it broke" in json.loads(numbers.read_text())["errors"][part]

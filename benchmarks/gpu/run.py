@@ -5,10 +5,11 @@
 
 Versions; the rates at which this GPU copies, reads and fills; the GPU's tests, and large problems against float64
 over poisoned outputs; compute-sanitizer on small cases; loss and gradient over shapes, dtypes and modes beside PyTorch
-eager, torch.compile and Liger, as a share of the rates measured in the same run; what a launch costs the host. Inputs
-rotate through more memory than the cache holds; times are medians of events on the device. Writes <date>-<GPU>.json
-and .md to `benchmarks/gpu/results/`. Needs PyTorch for the arrays and the baselines; without a GPU it says so and ends
-with status 2.
+eager, torch.compile and Liger, as a share of the rates measured in the same run; linear_cross_entropy, time and
+memory, beside its products alone, PyTorch and Liger; fits of both classifiers beside the CPU and PyTorch; what a
+launch costs the host. Inputs rotate through more memory than the cache holds; times are medians of events on the
+device. Writes <date>-<GPU>.json and .md to `benchmarks/gpu/results/`. Needs PyTorch for the arrays and the baselines,
+CuPy for the classifiers; without a GPU it says so and ends with status 2.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ SHAPES = [
     (16, 131072),
 ]
 SHAPES += [(4096, 50257), (32768, 1003)]  # off every boundary
+LINEAR = [(8192, 1024, 32768), (8192, 4096, 131072), (32768, 512, 50257)]  # rows, features, classes
+BATCHES = (64, 256, 1024)
+ROWS = 60000  # of the fits
+DEVICE = "cuda"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MODES = ("forward", "backward", "fused", "in place")
 ELEMENTS = 1 << 26
@@ -52,6 +57,7 @@ PACKAGES = (
     "torch",
     "triton",
     "liger-kernel",
+    "cupy-cuda13x",
 )
 CACHE = 1 << 28  # bytes that inputs rotate through at least
 
@@ -82,6 +88,9 @@ def share(row, ceilings):
     return None if not ceiling or row.get("us") is None else row["bytes"] / row["us"] / 1e6 / ceiling
 
 
+LINEAR_COLUMNS = ("products alone", "torch", "torch.compile", "Liger", "extra memory / logits", "torch's")
+
+
 def number(value, digits=3):
     """A number as a table's cell."""
     return "" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else str(value)
@@ -107,15 +116,24 @@ def table(report):
         cells += [number(rate), number(share(row, ceilings), 2)]
         cells += [number(row.get(peer), 4) for peer in ("torch", "compile", "liger")]
         lines.append("| " + " | ".join(cells) + " |")
+    if report.get("linear"):
+        lines += ["", "| linear_cross_entropy | dtype | us | " + " | ".join(LINEAR_COLUMNS) + " |"]
+        lines += ["|---|---|---|" + "---|" * len(LINEAR_COLUMNS)]
+        for row in report["linear"]:
+            cells = [row["problem"], row["dtype"], number(row.get("us"), 4)]
+            cells += [number(row.get(column)) for column in LINEAR_COLUMNS]
+            lines.append("| " + " | ".join(cells) + " |")
+    if report.get("estimators"):
+        lines += ["", "| fit, seconds | on the GPU | on the CPU | torch on the GPU |", "|---|---|---|---|"]
+        for row in report["estimators"]:
+            cells = [row["fit"], *(number(row.get(name)) for name in ("cuda", "cpu", "torch"))]
+            lines.append("| " + " | ".join(cells) + " |")
     if report.get("launch"):
         lines += ["", "| host cost of a call | us |", "|---|---|"]
         lines += [f"| {name} | {number(us)} |" for name, us in report["launch"].items()]
     if report.get("errors"):
         lines += ["", "Failed:", *(f"- {where}: {what}" for where, what in report["errors"].items())]
-    lines += [
-        "",
-        "Not built, so not measured: thread-block clusters, linear_cross_entropy and the estimators on a GPU.",
-    ]
+    lines += ["", "Not built, so not measured: thread-block clusters."]
     return "\n".join(lines) + "\n"
 
 
@@ -384,6 +402,171 @@ def sigmoid_rows(torch, quick, errors):
     return rows
 
 
+# ------------------------------------------------------------------------------------------------ linear, estimators
+
+
+def linear_calls(torch, X, W, y):
+    """Loss and all gradients of X W by us, by PyTorch, compiled and by Liger; and the three products alone."""
+    import fastxent as fx
+
+    leaves = X.detach().requires_grad_(True), W.t().contiguous().requires_grad_(True)
+
+    def backward(loss_of):
+        def call():
+            for leaf in leaves:
+                leaf.grad = None
+            loss_of(*leaves).backward()
+
+        return call
+
+    def whole(x, w):
+        return torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, w), y)
+
+    def products():
+        Z = X @ W
+        return Z @ W.t(), X.t() @ Z
+
+    found = {
+        "us": lambda: fx.linear_cross_entropy_with_grad(X, W, y, check=False, ignore_index=None),
+        "products alone": products,
+        "torch": backward(whole),
+        "torch.compile": backward(torch.compile(whole)),
+    }
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError:
+        return found
+    return found | {"Liger": backward(lambda x, w: liger_fused_linear_cross_entropy(x, w, y))}
+
+
+def extra_memory(torch, call):
+    """Bytes that a call holds at its peak beyond what there was, its results among them."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results = call()
+    torch.cuda.synchronize()
+    del results
+    return torch.cuda.max_memory_allocated() - before
+
+
+def linear_rows(torch, quick, errors):
+    """linear_cross_entropy: times, and the peak of its memory beyond the gradients as a share of the logits."""
+    rows = []
+    for n, d, k in LINEAR[:1] if quick else LINEAR:
+        for dtype, itemsize in DTYPES.items():
+            kind = getattr(torch, dtype)
+            X = torch.randn(n, d, device=DEVICE).to(kind)
+            W = (torch.randn(d, k, device=DEVICE) / math.sqrt(d)).to(kind)
+            y = torch.randint(0, k, (n,), device=DEVICE)
+            row = {"problem": f"{n} x {d} x {k}", "dtype": dtype}
+            results, logits = (n * d + d * k) * itemsize, n * k * itemsize
+            calls = linear_calls(torch, X, W, y)
+            for name, call in calls.items():
+                try:
+                    row[name] = microseconds(torch, [call], 10)
+                    where = {"us": "extra memory / logits", "torch": "torch's"}.get(name)
+                    if where:
+                        row[where] = (extra_memory(torch, call) - results) / logits
+                except Exception as error:  # out of memory, say: the rest is worth having
+                    errors[f"{name} {row['problem']} {dtype}"] = repr(error)[:300]
+            rows.append(row)
+            del X, W, calls
+            torch.cuda.empty_cache()
+    return rows
+
+
+def seconds(torch, call):
+    """Wall time of a second run; the first compiles."""
+    call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def torch_epoch(torch, X, y, hidden, batch):
+    """A function that trains PyTorch's network of one hidden layer for an epoch, with its fused Adam."""
+    X, y = torch.as_tensor(X, device=DEVICE), torch.as_tensor(y, device=DEVICE)
+    layers = torch.nn.Linear(X.shape[1], hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 10)
+    network = torch.nn.Sequential(*layers).to(DEVICE)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+
+    def epoch():
+        for rows in torch.randperm(len(X), device=DEVICE).split(batch):
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.cross_entropy(network(X[rows]), y[rows]).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def torch_logistic(torch, X, y, C, steps):
+    """A function that fits PyTorch's multinomial regression by its L-BFGS."""
+    X, y = torch.as_tensor(X, device=DEVICE), torch.as_tensor(y, device=DEVICE)
+
+    def fit():
+        W = torch.zeros(X.shape[1], 10, device=DEVICE, requires_grad=True)
+        b = torch.zeros(10, device=DEVICE, requires_grad=True)
+        optimizer = torch.optim.LBFGS([W, b], max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(X @ W + b, y) + 0.5 / (C * len(X)) * (W * W).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    return fit
+
+
+def estimators(torch, quick, errors):
+    """Fits on the GPU, from and to memory, beside our CPU and PyTorch: MNIST's shape, ten classes that overlap."""
+    import warnings
+
+    import numpy as np
+
+    import fastxent as fx
+
+    n = ROWS // 10 if quick else ROWS
+    rng = np.random.default_rng(0)
+    centers = rng.standard_normal((10, 784)).astype(np.float32)
+    y = rng.integers(0, 10, n)
+    X = centers[y] + 8 * rng.standard_normal((n, 784)).astype(np.float32)
+    rows = []
+
+    def attempt(name, functions):
+        row = {"fit": name}
+        for where, function in functions.items():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that a fit of so many steps has not converged
+                    row[where] = seconds(torch, function)
+            except Exception as error:
+                errors[f"{name} {where}"] = repr(error)[:300]
+        rows.append(row)
+
+    def ours(make):
+        return {name: functools.partial(lambda name: make(name).fit(X, y), name) for name in ("cuda", "cpu")}
+
+    steps = 100
+    logistic = ours(lambda name: fx.LogisticRegression(tol=0.0, max_iter=steps, backend=name, solver="lbfgs"))
+    peer = {"torch": torch_logistic(torch, X, y, 1.0, steps)}
+    attempt(f"LogisticRegression {n} x 784, {steps} iterations", logistic | peer)
+    for batch in BATCHES[-1:] if quick else BATCHES:
+        network = ours(
+            functools.partial(
+                lambda batch, name: fx.MLPClassifier((256,), batch_size=batch, max_iter=1, backend=name),
+                batch,
+            )
+        )
+        peer = {"torch": torch_epoch(torch, X, y, 256, batch)}
+        attempt(f"MLPClassifier 784-256-10, {n} rows, an epoch of batches of {batch}", network | peer)
+    return rows
+
+
 def launch_cost(torch):
     """Host time of a call that the device finishes at once, in us; and of the replay of a recorded graph."""
     import fastxent as fx
@@ -414,7 +597,7 @@ def launch_cost(torch):
     return found
 
 
-PARTS = ("ceilings", "checks", "grid", "launch")
+PARTS = ("ceilings", "checks", "grid", "linear", "estimators", "launch")
 
 
 def main(arguments=None):
@@ -450,6 +633,8 @@ def main(arguments=None):
     attempt("ceilings", lambda: ceilings(torch, options.quick))
     attempt("checks", checks)
     attempt("grid", lambda: grid(torch, options.quick, errors) + sigmoid_rows(torch, options.quick, errors))
+    attempt("linear", lambda: linear_rows(torch, options.quick, errors))
+    attempt("estimators", lambda: estimators(torch, options.quick, errors))
     attempt("launch", lambda: launch_cost(torch))
     for path in write(report, options.out):
         print(path)
