@@ -31,6 +31,7 @@ LAYERS = (
         "solvers",
         "_files",
         "_estimator",
+        "_blocks",
         "_penalized",
         "_logistic_on_device",
         "logistic",

@@ -25,7 +25,7 @@ except ImportError:  # scikit-learn < 1.9 knows no callbacks
         """Stands in where scikit-learn has no callbacks: there is nothing to set and nothing to call."""
 
 
-def check_sample_weight(sample_weight, n_samples, dtype):
+def check_sample_weight(sample_weight, n_samples, dtype, some=True):
     """Sample weights as a C-contiguous vector, or None where every row weighs 1.
 
     Parameters
@@ -34,6 +34,8 @@ def check_sample_weight(sample_weight, n_samples, dtype):
     n_samples : int
     dtype : float32 or float64
         Of the answer.
+    some : bool
+        Whether one must be positive: not so for a block of the rows.
 
     Returns
     -------
@@ -42,7 +44,7 @@ def check_sample_weight(sample_weight, n_samples, dtype):
     Raises
     ------
     ValueError
-        For a wrong shape, a NaN or infinite weight, a negative weight, or weights that are all zero.
+        For a wrong shape, a NaN or infinite weight, a negative weight, or with `some` weights that are all zero.
 
     Examples
     --------
@@ -65,7 +67,7 @@ def check_sample_weight(sample_weight, n_samples, dtype):
     lowest = weights.min(initial=np.inf)
     if lowest < 0:
         raise ValueError(f"Negative values in data passed to `sample_weight`: expected >= 0, got {lowest!s}.")
-    if not weights.any():
+    if some and not weights.any():
         raise ValueError("Sample weights must contain at least one non-zero number.")
     return weights
 
@@ -197,7 +199,7 @@ def class_weight_vector(class_weight, classes, codes, sample_weight=None):
     return vector
 
 
-def row_weights(sample_weight, class_vector, codes, dtype):
+def row_weights(sample_weight, class_vector, codes, dtype, some=True):
     """The product of sample weight and class weight for every row, or None where every row weighs 1.
 
     Parameters
@@ -206,6 +208,8 @@ def row_weights(sample_weight, class_vector, codes, dtype):
     class_vector : None or ndarray of shape (n_classes,)
     codes : ndarray of shape (n_samples,), integer
     dtype : float32 or float64
+    some : bool
+        As for `check_sample_weight`.
 
     Returns
     -------
@@ -214,7 +218,7 @@ def row_weights(sample_weight, class_vector, codes, dtype):
     Raises
     ------
     ValueError
-        If every product is zero.
+        If every product is zero, with `some`.
 
     Examples
     --------
@@ -227,7 +231,7 @@ def row_weights(sample_weight, class_vector, codes, dtype):
     weights = class_vector[codes]
     if sample_weight is not None:
         weights *= sample_weight
-    if not weights.any():
+    if some and not weights.any():
         raise ValueError("sample_weight times class_weight must be positive for some row, got only zeros.")
     return weights.astype(dtype, copy=False)
 

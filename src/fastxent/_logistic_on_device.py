@@ -6,7 +6,6 @@ crosses per evaluation are the value, and the solver's inner products.
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -52,7 +51,7 @@ class DeviceObjective:
         self.weight = None if sample_weight is None else xp.asarray(sample_weight, dtype=X.dtype)
         self.targets = xp.asarray(targets)
         self.shape = X.shape[1], 1 if n_classes == 2 else n_classes
-        self.rows = SimpleNamespace(shift_free=loss is None and n_classes > 2, sample_weight=self.weight)
+        self.n_rows, self.is_sparse, self.shift_free = X.shape[0], False, loss is None and n_classes > 2
         self.library = library = _device.library_of(self.X)[0]
         self.context = library.context()
         if loss is not None:

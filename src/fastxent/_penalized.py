@@ -7,8 +7,6 @@ import math
 import numpy as np
 from scipy import linalg
 
-from . import linear
-
 __all__ = ["ContinuedProblem", "Problem"]
 
 _MOMENT_ROWS = 16  # per feature: so many give a preconditioner as good as all
@@ -30,8 +28,8 @@ class Problem:
 
     Parameters
     ----------
-    objective : `linear.LinearObjective`
-    team : entered `linear.Team`
+    objective : `linear.LinearObjective`, or another with its interface
+    team : entered `linear.Team`, or what that objective takes
     mass : float
         Sum of the weights.
     strength : float
@@ -49,7 +47,7 @@ class Problem:
 
     def __init__(self, objective, team, mass, strength, l1_ratio, fit_intercept, intercept_share):
         self.objective, self.team, self.mass, self.fit_intercept = objective, team, mass, fit_intercept
-        self.shift_free = objective.shape[1] > 1 and objective.rows.shift_free
+        self.shift_free = objective.shape[1] > 1 and objective.shift_free
         self.penalty = strength * (1 - l1_ratio)
         self.intercept_penalty = self.penalty * intercept_share**2
         self.shape = objective.shape
@@ -155,7 +153,7 @@ class Problem:
 
     @property
     def _factored(self):
-        return not linear._is_sparse(self.objective.X) and self.shape[0] <= _FACTOR_FEATURES
+        return not self.objective.is_sparse and self.shape[0] <= _FACTOR_FEATURES
 
     def curvature(self, w):
         """The Hessian's diagonal, as a vector like w."""
@@ -194,7 +192,7 @@ class ContinuedProblem(Problem):
     @property
     def whole(self):
         """Whether A is a whole matrix."""
-        return self.size <= self.MOST_PARAMETERS and not linear._is_sparse(self.objective.X)
+        return self.size <= self.MOST_PARAMETERS and not self.objective.is_sparse
 
     def value_and_grad(self, w):
         value, grad = super().value_and_grad(w)

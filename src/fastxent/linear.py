@@ -412,6 +412,7 @@ class LinearObjective:
             for start, stop in itertools.pairwise(bounds)
         ]
         self.work = (X.nnz if _is_sparse(X) else X.size) * rows.n_outputs
+        self.n_rows, self.is_sparse, self.shift_free = X.shape[0], _is_sparse(X), rows.shift_free
         small = 8 * math.prod(self.shape) <= _PARTIAL_BYTES
         self._sum_dtype = np.dtype(np.float64) if small and not threads_inside else dtype
         self._fused = readable and (small or threads_inside)
@@ -583,9 +584,11 @@ class LinearObjective:
 
         Of at most about `most_rows` rows, evenly spread over X in runs and scaled to all.
         """
-        n, d = self.X.shape
-        every = max(math.ceil(n / most_rows), 1)
-        weight = self.rows.sample_weight
+        return scaled_moment(*self.moment_sum(max(math.ceil(self.n_rows / most_rows), 1), team))
+
+    def moment_sum(self, every, team):
+        """Second moments of one row in `every`, in runs, and the mass of all rows."""
+        d, weight = self.X.shape[1], self.rows.sample_weight
         pieces = [(segment[0].start, segment[-1].stop) for segment in self.segments if segment]
 
         def run(piece):
@@ -603,12 +606,14 @@ class LinearObjective:
             M[d, d] = mass
             return (M,)
 
-        (M,) = _ordered_sum(team.map(run, pieces))
-        mass = float(n) if weight is None else float(weight.sum(dtype=np.float64))
-        M *= mass / M[d, d] if M[d, d] > 0 else 0.0
-        return M
+        return *_ordered_sum(team.map(run, pieces)), self.mass()
 
-    def squares(self):
+    def mass(self, team=None):
+        """Sum of the rows' weights."""
+        weight = self.rows.sample_weight
+        return float(self.n_rows) if weight is None else float(weight.sum(dtype=np.float64))
+
+    def squares(self, team=None):
         """The diagonal of `moment`, (d + 1,), for any X."""
         n, weight = self.X.shape[0], self.rows.sample_weight
         v = np.ones(n) if weight is None else np.ravel(weight).astype(np.float64)
@@ -618,6 +623,12 @@ class LinearObjective:
             X = self._read(block)
             total[:-1] += (X.multiply(X) if _is_sparse(X) else X * X).T @ v[block.start : block.stop]
         return total
+
+
+def scaled_moment(M, mass):
+    """Moments of some rows, scaled to the mass of all; M is overwritten."""
+    M *= mass / M[-1, -1] if M[-1, -1] > 0 else 0.0
+    return M
 
 
 def _weighted_moment(X, v):

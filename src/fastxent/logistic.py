@@ -18,9 +18,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
 
 from . import _backend, linear, solvers
+from ._blocks import BlockObjective, Recipe, Stream, checked_loss, classes_of, make_rows, soft_labels
 from ._estimator import (
     CallbackSupportMixin,
     FitTasks,
@@ -28,7 +29,6 @@ from ._estimator import (
     check_sample_weight,
     class_weight_vector,
     encode_labels,
-    loss_of,
     row_weights,
 )
 from ._files import SaveMixin
@@ -185,15 +185,18 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
     # ------------------------------------------------------------------------------------------------ fitting
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Fit the model.
 
         Parameters
         ----------
-        X : array-like or CSR matrix (n_samples, n_features)
-            float32 and float64 are kept, in C or F order, without a copy.
+        X : array-like or CSR matrix (n_samples, n_features), or callable
+            float32 and float64 are kept, in C or F order, without a copy; a memory map is read where it lies.
+            A callable without arguments returns an iterable of blocks (X, y) or (X, y, sample_weight), the same
+            ones each time: data that no memory holds.  It is called once for every pass over the rows.
         y : array-like (n_samples,), or float matrix (n_samples, n_classes)
             Labels of any kind, or probabilities of the classes 0 to n_classes - 1, whose rows sum to 1.
+            None beside a callable.
         sample_weight : None or array-like (n_samples,)
             Weight k is k repeats, weight 0 is removal.
 
@@ -205,7 +208,24 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         ------
         ValueError
             For parameters that do not go together, invalid data, or fewer than two classes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastxent.logistic import LogisticRegression
+        >>> def blocks():
+        ...     for start in range(0, 8, 4):
+        ...         x = np.arange(start, start + 4.0)
+        ...         yield x[:, None], x >= 3
+        >>> LogisticRegression().fit(blocks).predict([[2.0], [4.0]]).tolist()
+        [False, True]
         """
+        if callable(X):
+            if y is not None or sample_weight is not None:
+                raise ValueError(
+                    "y, sample_weight: expected None beside a callable X, whose blocks hold them"
+                )
+            return self._fit_blocks(Stream(X, self.num_threads), X, None, None)
         C, l1_ratio = self._penalty()
         X, y = self._validated(X, y)
         dtype = X.dtype
@@ -221,6 +241,29 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
             tasks = FitTasks(self, self.max_iter, "iteration", X, y, sample_weight)
             outcome = self._minimize(problem, objective.place(start), tasks, classes, dtype)
         self._keep(problem, outcome, classes, dtype)
+        tasks.close()
+        self._past = None
+        return self
+
+    def _fit_blocks(self, source, X, y, sample_weight):
+        """`fit` on the blocks of a source; the last three arguments are what callbacks are told."""
+        if self.backend == "cuda":
+            raise ValueError("backend: expected a CPU backend for rows that come in blocks, got 'cuda'")
+        C, l1_ratio = self._penalty()
+        survey = source.survey()
+        classes, class_vector, mass = classes_of(survey, self.class_weight)
+        self._check_classes(classes)
+        self.n_features_in_ = survey.n_features
+        _check_feature_names(self, source.first_X, reset=True)
+        recipe = Recipe(classes, class_vector, self.loss, self.label_smoothing, self.backend)
+        objective = BlockObjective(source, survey, recipe)
+        source.prepare(recipe)
+        options = (1.0 / (C * mass), l1_ratio, self.fit_intercept, self._intercept_share)
+        problem = Problem(objective, None, mass, *options)
+        start = self._start(problem) if self.warm_start else np.zeros(problem.size)
+        tasks = FitTasks(self, self.max_iter, "iteration", X, y, sample_weight)
+        outcome = self._minimize(problem, start, tasks, classes, objective.dtype)
+        self._keep(problem, outcome, classes, objective.dtype)
         tasks.close()
         self._past = None
         return self
@@ -404,15 +447,7 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         X = validate_data(self, X, **options)
         y = check_array(y, dtype=X.dtype, input_name="y")
         check_consistent_length(X, y)
-        sums = y.sum(axis=1)
-        wrong = (y < 0).any(axis=1) | (abs(sums - 1) > 1e-5)
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise ValueError(
-                f"y[{row}] is {y[row]}, expected probabilities (>= 0, summing to 1): a matrix y holds soft labels. "
-                "Divide rows of counts by their sums, take the softmax of rows of logits."
-            )
-        return X, y
+        return X, soft_labels(y)
 
     def _targets(self, y, weights, dtype, known=None):
         """Classes, `known` or found, targets as integers or probabilities, and the weights of the rows or None."""
@@ -440,36 +475,12 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
             )
         from ._logistic_on_device import DeviceObjective
 
-        return DeviceObjective(X, targets, n_classes, weights, self.label_smoothing, self._loss())
-
-    def _loss(self):
-        """The loss object, checked, or None for cross-entropy."""
-        if self.loss is None:
-            return None
-        loss = loss_of(self.loss)
-        if getattr(loss, "elementwise", False):
-            raise ValueError(
-                f"loss: expected a loss of the softmax family, got the elementwise {loss!r}; MLPClassifier takes "
-                "such, and for two classes SoftmaxCrossEntropy() is the binary cross-entropy"
-            )
-        if self.label_smoothing:
-            raise ValueError(
-                "label_smoothing: expected 0 beside a loss object, which has options of its own."
-            )
-        return loss
+        loss = checked_loss(self.loss, self.label_smoothing)
+        return DeviceObjective(X, targets, n_classes, weights, self.label_smoothing, loss)
 
     def _rows(self, targets, n_classes, weights, dtype):
-        core = _backend.choose(self.backend)
-        binary = n_classes == 2
-        loss = self._loss()
-        if loss is not None:
-            return linear.LossRows(loss, targets, n_classes, weights, binary, self.backend)
-        column = None if weights is None else weights[:, None]
-        if binary:
-            positive = targets[:, 1] if targets.ndim == 2 else targets
-            return linear.SigmoidRows(core, positive.astype(dtype), weights, self.label_smoothing)
-        targets = targets[:, :, None] if targets.ndim == 2 else targets[:, None]
-        return linear.SoftmaxRows(core, targets, n_classes, column, label_smoothing=self.label_smoothing)
+        options = (self.loss, self.label_smoothing, self.backend)
+        return make_rows(targets, n_classes, weights, dtype, *options)
 
     def _start(self, problem):
         d, k = problem.shape
@@ -508,10 +519,8 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
             return solvers.owlqn(problem.value_and_grad, problem.l1, start, memory=20, **options)
         solver = self.solver
         if solver not in ("lbfgs", "newton-cg", "newton-cholesky"):
-            work = problem.objective.X.shape[0] * problem.size**2
-            few = (
-                work <= _NEWTON_WORK and not linear._is_sparse(problem.objective.X) and self.backend != "cuda"
-            )
+            work = problem.objective.n_rows * problem.size**2
+            few = work <= _NEWTON_WORK and not problem.objective.is_sparse and self.backend != "cuda"
             solver = "newton-cholesky" if few and self.loss is None else "lbfgs"
         continued = isinstance(problem, ContinuedProblem) and problem.past is not None
         if solver == "newton-cholesky" or (continued and problem.whole):

@@ -1,0 +1,16 @@
+"""The estimators where the data outgrow the machine: Dask Arrays and DataFrames, on a cluster or without one.
+
+    from fastxent.dask import LogisticRegression
+
+They take the parameters of their namesakes in `fastxent`, fit the same objective to the same answer, and come back to
+one machine by `to_local()`.
+"""
+
+try:
+    import dask.array  # noqa: F401
+except ImportError as error:
+    raise ImportError("fastxent.dask needs Dask: pip install 'fastxent[dask]'") from error
+
+from fastxent.dask._logistic import LogisticRegression
+
+__all__ = ["LogisticRegression"]

@@ -1,0 +1,192 @@
+"""Logistic regression over Dask collections."""
+
+from __future__ import annotations
+
+from sklearn.base import _fit_context
+
+from fastxent import logistic
+from fastxent.dask._lazy import OnDask
+from fastxent.dask._sources import open_source
+
+__all__ = ["LogisticRegression"]
+
+
+class LogisticRegression(OnDask, logistic.LogisticRegression):
+    """`fastxent.LogisticRegression` over Dask collections: the same parameters, objective, solvers and answer.
+
+    Every evaluation of the objective sends the coefficients to each worker once and gets one sum of losses and
+    gradients back; the data stay on the workers.  Sums are added along a tree over the partitions, so the bits
+    depend on the partitions alone, not on the workers, their number or the loss of some of them.
+
+    Without a cluster the partitions run in Dask's threads and are computed anew for every pass: a few of them
+    are in memory at a time, and data may be larger than that.  ``persist()`` keeps them.
+
+    Parameters
+    ----------
+    penalty, C, l1_ratio, dual, tol, fit_intercept, intercept_scaling, class_weight, random_state, solver
+    max_iter, verbose, warm_start, n_jobs, loss, label_smoothing, backend
+        As for `fastxent.LogisticRegression`.
+    num_threads : int or None, default=None
+        Of every worker; None is as many as Dask gave it.
+    client : dask.distributed.Client or None, default=None
+        None is the current one, and without one there is no cluster.  It is not pickled.
+
+    Attributes
+    ----------
+    classes_, coef_, intercept_, n_iter_, n_features_in_, feature_names_in_, opt_result_
+        As for `fastxent.LogisticRegression`: NumPy arrays.
+
+    Notes
+    -----
+    The partitions of y and of the weights must be those of X; chunk sizes may be unknown, chunks may be sparse
+    (SciPy's CSR).  On a cluster the data must fit into the workers' memory together.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from fastxent.dask import LogisticRegression
+    >>> X = da.arange(8, chunks=4)[:, None]
+    >>> y = da.arange(8, chunks=4) >= 3
+    >>> model = LogisticRegression().fit(X, y)
+    >>> model.predict(X).compute().tolist()
+    [False, False, False, True, True, True, True, True]
+    >>> model.to_local().predict([[2.0], [4.0]]).tolist()
+    [False, True]
+    """
+
+    _local = logistic.LogisticRegression
+    _parameter_constraints = {**logistic.LogisticRegression._parameter_constraints, "client": "no_validation"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        penalty="deprecated",
+        *,
+        C=1.0,
+        l1_ratio=0.0,
+        dual=False,
+        tol=1e-4,
+        fit_intercept=True,
+        intercept_scaling=1,
+        class_weight=None,
+        random_state=None,
+        solver="auto",
+        max_iter=100,
+        verbose=0,
+        warm_start=False,
+        n_jobs=None,
+        loss=None,
+        label_smoothing=0.0,
+        num_threads=None,
+        backend=None,
+        client=None,
+    ):
+        super().__init__(
+            penalty,
+            C=C,
+            l1_ratio=l1_ratio,
+            dual=dual,
+            tol=tol,
+            fit_intercept=fit_intercept,
+            intercept_scaling=intercept_scaling,
+            class_weight=class_weight,
+            random_state=random_state,
+            solver=solver,
+            max_iter=max_iter,
+            verbose=verbose,
+            warm_start=warm_start,
+            n_jobs=n_jobs,
+            loss=loss,
+            label_smoothing=label_smoothing,
+            num_threads=num_threads,
+            backend=backend,
+        )
+        self.client = client
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : Dask Array (n_samples, n_features), dense or with CSR chunks, or DataFrame
+        y : Dask Array or Series (n_samples,), or Array or DataFrame of floats (n_samples, n_classes)
+            Labels of any kind, or probabilities of the classes.
+        sample_weight : None, or Dask Array or Series (n_samples,)
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError
+            For anything but Dask collections of numbers.
+        ValueError
+            As `fastxent.LogisticRegression.fit`; for partitions that do not belong together.
+        """
+        with open_source(X, y, sample_weight, self.client, self.num_threads) as source:
+            return self._fit_blocks(source, X, y, sample_weight)
+
+    def decision_function(self, X):
+        """Logits, as those of `fastxent.LogisticRegression`.
+
+        Parameters
+        ----------
+        X : Dask Array or DataFrame (n_samples, n_features)
+            Or an array, which is answered at once with an array.
+
+        Returns
+        -------
+        Dask Array (n_samples,) or (n_samples, n_classes), lazy
+        """
+        return self._lazily("decision_function", X, self._n_classes if self._n_classes > 2 else None)
+
+    def predict(self, X):
+        """The most probable class of every row.
+
+        Parameters
+        ----------
+        X : Dask Array or DataFrame (n_samples, n_features)
+            Or an array.
+
+        Returns
+        -------
+        Dask Array (n_samples,), lazy
+        """
+        return self._lazily("predict", X, None, self._label_dtype)
+
+    def predict_proba(self, X):
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : Dask Array or DataFrame (n_samples, n_features)
+            Or an array.
+
+        Returns
+        -------
+        Dask Array (n_samples, n_classes), lazy
+        """
+        return self._lazily("predict_proba", X, self._n_classes)
+
+    def predict_log_proba(self, X):
+        """Logarithms of the probabilities, as exact as those of `fastxent.LogisticRegression`.
+
+        Parameters
+        ----------
+        X : Dask Array or DataFrame (n_samples, n_features)
+            Or an array.
+
+        Returns
+        -------
+        Dask Array (n_samples, n_classes), lazy
+        """
+        return self._lazily("predict_log_proba", X, self._n_classes)
+
+    @property
+    def _n_classes(self):
+        return len(getattr(self, "classes_", ()))
+
+    @property
+    def _label_dtype(self):
+        return self.classes_.dtype if hasattr(self, "classes_") else None

@@ -1,0 +1,356 @@
+"""Dask collections: the estimators of one machine are the oracle, block by block where blocks coincide."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.base import clone
+
+import fastxent as fx
+from fastxent._blocks import Nodes, tree_total
+
+dask = pytest.importorskip("dask")
+da = pytest.importorskip("dask.array")
+dd = pytest.importorskip("dask.dataframe")
+fxd = pytest.importorskip("fastxent.dask")
+
+N_FEATURES, ROWS = 8, 512
+
+
+def problem(n_classes=4, n_rows=3 * ROWS, dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n_rows, N_FEATURES)).astype(dtype)
+    scores = X @ rng.normal(size=(N_FEATURES, n_classes)) + rng.gumbel(size=(n_rows, n_classes))
+    return X, scores.argmax(axis=1), rng.integers(0, 3, n_rows).astype(dtype)
+
+
+def chunked(*arrays, rows=ROWS):
+    return tuple(da.from_array(a, chunks=(rows, *a.shape[1:])) for a in arrays)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    with dask.config.set(scheduler="threads"):
+        yield
+
+
+# The tree -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 12, 33])
+def test_tree_is_the_same_for_any_distribution(n):
+    rng = np.random.default_rng(n)
+    values = rng.normal(size=(n, 3)) * 10.0 ** rng.integers(-8, 8, (n, 1))
+
+    def total(owners):
+        places = [Nodes() for _ in range(max(owners) + 1)]
+        for number in rng.permutation(n):
+            places[owners[number]].add((0, int(number)), values[number].copy())
+        assert all(
+            len(place.sums) <= 2 * max(n.bit_length(), 1) for place in places if sorted(owners) == owners
+        )
+        return tree_total(place.sums for place in places)
+
+    whole = total([0] * n)
+    np.testing.assert_allclose(whole, [np.sum(column) for column in values.T], rtol=1e-9)
+    for workers in (2, 3, 4):
+        assert np.array_equal(whole, total([i * workers // n for i in range(n)]))
+        assert np.array_equal(whole, total(rng.integers(0, workers, n).tolist()))
+
+
+def test_tree_skips_blocks_without_rows():
+    assert tree_total([{(0, 0): None, (0, 1): 2.0, (0, 2): None}]) == 2.0
+    assert tree_total([{(0, 0): None}]) is None
+
+
+# The fit --------------------------------------------------------------------------------------------------
+
+OPTIONS = [
+    {},
+    {"solver": "lbfgs", "fit_intercept": False},
+    {"solver": "newton-cholesky"},
+    {"solver": "newton-cg"},
+    {"loss": "focal"},
+    {"label_smoothing": 0.1},
+    {"l1_ratio": 1.0, "max_iter": 1000},
+]
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_bits_of_the_local_fit_where_blocks_coincide(n_classes, options):
+    """1536 rows are three segments of 512 for the local objective."""
+    X, y, _ = problem(n_classes)
+    local = fx.LogisticRegression(tol=1e-6, **options).fit(X, y)
+    lazy = fxd.LogisticRegression(tol=1e-6, **options).fit(*chunked(X, y))
+    assert np.array_equal(local.coef_, lazy.coef_)
+    assert np.array_equal(local.intercept_, lazy.intercept_)
+    assert local.opt_result_.fun == lazy.opt_result_.fun
+
+
+@pytest.mark.parametrize("weights", ["none", "given"])
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 2.0, 3: 0.5}])
+def test_equals_the_local_fit(weights, class_weight):
+    X, y, w = problem()
+    w = None if weights == "none" else w
+    options = {"tol": 1e-9, "class_weight": class_weight}
+    chunks = chunked(X, y, rows=100) + (() if w is None else chunked(w, rows=100))
+    local = fx.LogisticRegression(**options).fit(X, y, w)
+    lazy = fxd.LogisticRegression(**options).fit(*chunks)
+    assert lazy.opt_result_.fun == pytest.approx(local.opt_result_.fun, rel=1e-12)
+    np.testing.assert_allclose(lazy.coef_, local.coef_, atol=1e-5)
+    options["solver"] = "newton-cholesky"
+    local, lazy = (
+        fx.LogisticRegression(**options).fit(X, y, w),
+        fxd.LogisticRegression(**options).fit(*chunks),
+    )
+    np.testing.assert_allclose(lazy.coef_, local.coef_, atol=1e-10)
+
+
+def test_soft_labels():
+    X, y, _ = problem(3)
+    soft = 0.8 * np.eye(3)[y] + 0.2 / 3
+    local = fx.LogisticRegression(tol=1e-7).fit(X, soft)
+    lazy = fxd.LogisticRegression(tol=1e-7).fit(*chunked(X, soft))
+    assert np.array_equal(local.coef_, lazy.coef_)
+    assert lazy.classes_.tolist() == [0, 1, 2]
+
+
+def test_sparse_chunks():
+    X, y, _ = problem()
+    X[np.abs(X) < 1] = 0
+    dX, dy = chunked(X, y)
+    dX = dX.map_blocks(sparse.csr_matrix)
+    local = fx.LogisticRegression(tol=1e-9).fit(sparse.csr_matrix(X), y)
+    lazy = fxd.LogisticRegression(tol=1e-9).fit(dX, dy)
+    assert lazy.opt_result_.fun == pytest.approx(local.opt_result_.fun, rel=1e-12)
+    np.testing.assert_allclose(lazy.coef_, local.coef_, atol=1e-5)
+    np.testing.assert_allclose(lazy.predict_proba(dX).compute(), lazy.predict_proba(X), rtol=1e-12)
+
+
+def test_float32_is_kept():
+    X, y, _ = problem(dtype=np.float32)
+    local, lazy = fx.LogisticRegression().fit(X, y), fxd.LogisticRegression().fit(*chunked(X, y))
+    assert lazy.coef_.dtype == np.float32
+    assert np.array_equal(local.coef_, lazy.coef_)
+    assert lazy.decision_function(chunked(X)[0]).dtype == np.float32
+
+
+def test_unknown_chunks_and_empty_partitions():
+    X, y, _ = problem()
+    dX, dy = chunked(X, y)
+    keep = da.from_array(np.r_[np.ones(ROWS, bool), np.zeros(ROWS, bool), np.ones(ROWS, bool)], chunks=ROWS)
+    kept = keep.compute()
+    model = fxd.LogisticRegression(tol=1e-8).fit(dX[keep], dy[keep])
+    local = fx.LogisticRegression(tol=1e-8).fit(X[kept], y[kept])
+    np.testing.assert_allclose(model.coef_, local.coef_, atol=1e-5)
+    assert np.array_equal(model.predict(dX[keep]).compute(), local.predict(X[kept]))
+
+
+def test_columns_in_several_chunks():
+    X, y, _ = problem()
+    wide = fxd.LogisticRegression().fit(da.from_array(X, chunks=(ROWS, 3)), chunked(y)[0])
+    assert np.array_equal(wide.coef_, fxd.LogisticRegression().fit(*chunked(X, y)).coef_)
+    assert np.array_equal(wide.predict(da.from_array(X, chunks=(ROWS, 3))).compute(), wide.predict(X))
+
+
+def test_frames():
+    pd = pytest.importorskip("pandas")
+    X, y, w = problem()
+    frame = pd.DataFrame(X, columns=[f"x{i}" for i in range(N_FEATURES)]).assign(
+        y=np.array(list("abcd"))[y], w=w
+    )
+    frames = dd.from_pandas(frame, npartitions=3)
+    names = list(frame.columns[:N_FEATURES])
+    lazy = fxd.LogisticRegression(tol=1e-8).fit(frames[names], frames["y"], frames["w"])
+    local = fx.LogisticRegression(tol=1e-8).fit(frame[names], frame["y"], frame["w"])
+    np.testing.assert_allclose(lazy.coef_, local.coef_, atol=1e-5)
+    assert lazy.classes_.tolist() == list("abcd")
+    assert lazy.feature_names_in_.tolist() == names
+    assert np.array_equal(lazy.predict(frames[names]).compute(), local.predict(frame[names]))
+    assert lazy.score(frames[names], frames["y"], frames["w"]) == pytest.approx(
+        local.score(frame[names], frame["y"], frame["w"])
+    )
+    with pytest.raises(ValueError, match="feature names"):
+        lazy.predict(frames[names[::-1]])
+    with pytest.raises(TypeError, match=r"X\['y'\]: expected numbers"):
+        lazy.fit(frames[["x0", "y"]], frames["y"])
+
+
+def test_warm_start():
+    X, y, _ = problem()
+    model = fxd.LogisticRegression(tol=1e-6, warm_start=True).fit(*chunked(X, y))
+    assert model.fit(*chunked(X, y)).n_iter_[0] == 0
+
+
+# Predictions ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("method", ["decision_function", "predict", "predict_proba", "predict_log_proba"])
+def test_predictions_are_lazy(n_classes, method):
+    X, y, _ = problem(n_classes)
+    dX, dy = chunked(X, y)
+    model = fxd.LogisticRegression().fit(dX, dy)
+    lazy, expected = getattr(model, method)(dX), getattr(model.to_local(), method)(X)
+    assert isinstance(lazy, da.Array)
+    assert (lazy.shape, lazy.dtype, lazy.chunks[0]) == (expected.shape, expected.dtype, dX.chunks[0])
+    np.testing.assert_allclose(lazy.compute(), expected, rtol=1e-12)
+    assert isinstance(getattr(model, method)(X), np.ndarray)
+
+
+def test_score():
+    X, y, w = problem()
+    chunks = chunked(X, y, w)
+    model = fxd.LogisticRegression().fit(*chunks[:2])
+    assert model.score(*chunks[:2]) == pytest.approx(model.to_local().score(X, y))
+    assert model.score(*chunks) == pytest.approx(model.to_local().score(X, y, w))
+    assert model.score(X, y) == model.to_local().score(X, y)
+
+
+def test_to_local_pickle_save(tmp_path):
+    X, y, _ = problem()
+    model = fxd.LogisticRegression(C=2.0).fit(*chunked(X, y))
+    local = model.to_local()
+    assert type(local) is fx.LogisticRegression
+    assert local.C == 2.0
+    assert np.array_equal(local.predict_proba(X), pickle.loads(pickle.dumps(model)).predict_proba(X))
+    model.save(tmp_path / "model.npz")
+    assert np.array_equal(fx.load(tmp_path / "model.npz").coef_, model.coef_)
+    assert np.array_equal(model.to_sklearn().predict(X), local.predict(X))
+    assert not hasattr(model, "partial_fit")
+    twin = clone(model)
+    assert twin.C == 2.0
+    assert not hasattr(twin, "coef_")
+
+
+# Errors ---------------------------------------------------------------------------------------------------
+
+
+def test_errors():
+    X, y, w = problem()
+    dX, dy = chunked(X, y)
+    model = fxd.LogisticRegression()
+    with pytest.raises(TypeError, match=r"X: expected a Dask Array or DataFrame, got ndarray"):
+        model.fit(X, dy)
+    with pytest.raises(TypeError, match=r"y: expected a Dask Array or DataFrame, got ndarray"):
+        model.fit(dX, y)
+    with pytest.raises(ValueError, match=r"y: expected the 3 partitions of X, got 6"):
+        model.fit(dX, dy.rechunk(256))
+    with pytest.raises(
+        ValueError, match=r"y: expected partitions as long .* got 500 rows for 512 in partition 0"
+    ):
+        model.fit(dX, dy.rechunk(((500, 524, 512),)))
+    with pytest.raises(ValueError, match=r"sample_weight: expected the 3 partitions of X, got 1"):
+        model.fit(dX, dy, da.from_array(w, chunks=-1))
+    with pytest.raises(ValueError, match=r"X: expected 2 dimensions, got 1"):
+        model.fit(dy, dy)
+    with pytest.raises(TypeError, match=r"X: expected numbers, got dtype object"):
+        model.fit(dX.astype(object), dy)
+    with pytest.raises(TypeError, match=r"client: expected a dask.distributed.Client or None, got str"):
+        fxd.LogisticRegression(client="tcp://localhost:8786").fit(dX, dy)
+    with pytest.raises(ValueError, match="contains only one class"):
+        model.fit(dX, da.zeros_like(dy))
+    with pytest.raises(ValueError, match="at least one non-zero"):
+        model.fit(dX, dy, da.zeros(len(y), chunks=ROWS))
+    bad = X.copy()
+    bad[ROWS, 0] = np.nan
+    with pytest.raises(ValueError, match="block 1: Input X contains NaN"):
+        model.fit(chunked(bad)[0], dy)
+    with pytest.raises(ValueError, match=r"block \d: y: expected one entry for each of the 512 rows"):
+        model.fit(dX, dy[dy > 0])
+    with pytest.raises(ValueError, match=r"block 2: Negative values"):
+        model.fit(dX, dy, da.from_array(np.r_[np.ones(1535), -1.0], chunks=ROWS))
+    mixed = da.concatenate([dy[:ROWS], da.full(2 * ROWS, "a", chunks=ROWS, dtype=object)])
+    with pytest.raises(ValueError, match=r"labels of one kind"):
+        model.fit(dX, mixed)
+    with pytest.raises(ValueError, match=r"X: expected shape \(n_samples, 8\)"):
+        model.fit(dX, dy).predict(dX[:, :4])
+
+
+# A cluster ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster():
+    """A function that makes a client of so many workers, threads or processes on loopback."""
+    distributed = pytest.importorskip("distributed")
+    opened = []
+
+    def make(n_workers, processes):
+        where = {"host": "127.0.0.1"} if processes else {"processes": False}
+        made = distributed.LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, dashboard_address=None, **where
+        )
+        opened.append((distributed.Client(made), made))
+        return opened[-1][0]
+
+    with dask.config.set(scheduler=None):
+        yield make
+    for client, made in opened:
+        client.close()
+        made.close()
+
+
+def left_behind(client):
+    """Tasks that the scheduler still knows, once messages on their way have arrived."""
+    for _ in range(100):
+        tasks = client.run_on_scheduler(lambda dask_scheduler: list(map(str, dask_scheduler.tasks)))
+        held = client.run(lambda dask_worker: len(dask_worker.data) + len(dask_worker.state.actors))
+        if not tasks and not any(held.values()):
+            return []
+        time.sleep(0.05)
+    return tasks
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_cluster(cluster):
+    """The same bits for 1, 2 and 4 workers and without any, a worker killed or not; nothing is left behind."""
+    X, y, w = problem(n_rows=5000)
+    chunks = chunked(X, y, w, rows=400)
+    model = fxd.LogisticRegression(tol=1e-9, class_weight="balanced").fit(*chunks)
+    for n_workers in (1, 2, 4):
+        client = cluster(n_workers, n_workers == 2)
+        there = clone(model).set_params(client=client).fit(*chunks)
+        assert np.array_equal(there.coef_, model.coef_)
+        assert np.array_equal(there.intercept_, model.intercept_)
+        assert clone(there).client is client
+        assert pickle.loads(pickle.dumps(there)).client is None
+        assert np.array_equal(there.predict(chunks[0]).compute(), model.predict(X))
+        assert left_behind(client) == []
+        if n_workers == 2:
+            persisted = [chunk.persist() for chunk in chunks]
+            assert np.array_equal(clone(there).fit(*persisted).coef_, model.coef_)
+            del persisted
+            with pytest.raises(ValueError, match=r"block \d+: Input X contains NaN"):
+                clone(there).fit(chunks[0] * np.nan, chunks[1])
+            assert left_behind(client) == []
+            _kill_a_worker_during_a_fit(client, model, chunks)
+        client.close()
+
+
+def _kill_a_worker_during_a_fit(client, model, chunks):
+    from fastxent.dask import _sources
+
+    pids, asked, ask = list(client.run(os.getpid).values()), [], _sources.Cluster._ask
+
+    def killing(actor, method, args):
+        asked.append(method)
+        if len(asked) == 15:
+            os.kill(pids[0], 9)
+        return ask(actor, method, args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sources.Cluster, "_ask", staticmethod(killing))
+        hurt = clone(model).set_params(client=client).fit(*chunks)
+    assert len(asked) > 15
+    assert pids[0] not in client.run(os.getpid).values()
+    assert np.array_equal(hurt.coef_, model.coef_)
+    assert hurt.opt_result_.fun == model.opt_result_.fun
+    assert left_behind(client) == []
