@@ -92,6 +92,8 @@ def test_errors():
         model.fit(lambda: [(X, y), (X, np.eye(4)[y])])
     with pytest.raises(ValueError, match=r"block 1: y\[0\] is"):
         model.fit(lambda: [(X, np.eye(4)[y]), (X, np.eye(4)[y] * 2)])
+    with pytest.raises(ValueError, match="labels of one kind"):
+        model.fit(lambda: [(X, y), (X, y.astype(str))])
     once = iter([(X, y)])
     with pytest.raises(ValueError, match="expected the 1 blocks of the first pass, got 0"):
         model.fit(lambda: once)

@@ -266,9 +266,6 @@ def test_errors():
         model.fit(dX, dy[dy > 0])
     with pytest.raises(ValueError, match=r"block 2: Negative values"):
         model.fit(dX, dy, da.from_array(np.r_[np.ones(1535), -1.0], chunks=ROWS))
-    mixed = da.concatenate([dy[:ROWS], da.full(2 * ROWS, "a", chunks=ROWS, dtype=object)])
-    with pytest.raises(ValueError, match=r"labels of one kind"):
-        model.fit(dX, mixed)
     with pytest.raises(ValueError, match=r"X: expected shape \(n_samples, 8\)"):
         model.fit(dX, dy).predict(dX[:, :4])
 

@@ -38,6 +38,7 @@ from fastxent.torch._linear import linear_cross_entropy
 from fastxent.torch._losses import LossModule, as_module
 from fastxent.torch._modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 from fastxent.torch._softmax import cross_entropy
+from fastxent.torch._vocab_parallel import vocab_parallel_cross_entropy
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -48,4 +49,5 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "linear_cross_entropy",
+    "vocab_parallel_cross_entropy",
 ]
