@@ -270,6 +270,48 @@ def test_errors():
         model.fit(dX, dy).predict(dX[:, :4])
 
 
+# Classes split over workers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"label_smoothing": 0.1, "z_loss": 0.01, "ignore_index": 3}, {"reduction": "sum"}],
+    ids=str,
+)
+def test_split_classes(options, biased):
+    """1000 classes in uneven chunks against the whole."""
+    rng = np.random.default_rng(0)
+    X, W, b = rng.normal(size=(50, 6)), rng.normal(size=(6, 1000)), rng.normal(size=1000)
+    y, v = rng.integers(0, 1000, 50), rng.integers(0, 3, 50).astype(float)
+    y[:5] = 3
+    dW, db = da.from_array(W, chunks=(4, (300, 1, 699))), da.from_array(b, chunks=((300, 1, 699),))
+    if not biased:
+        b = db = None
+    lazy = fxd.linear_cross_entropy_with_grad(X, dW, y, db, sample_weight=v, **options)
+    whole = fx.linear_cross_entropy_with_grad(X, W, y, b, sample_weight=v, **options)
+    assert lazy[2].chunks[1] == (300, 1, 699)
+    for found, expected in zip(dask.compute(*lazy), whole, strict=True):
+        if expected is None:
+            assert found is None
+        else:
+            np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_split_classes_errors():
+    X, W, y = np.ones((2, 3)), da.ones((3, 10), chunks=5), [0, 9]
+    with pytest.raises(TypeError, match="W: expected a Dask Array, got ndarray"):
+        fxd.linear_cross_entropy_with_grad(X, np.ones((3, 10)), y)
+    with pytest.raises(ValueError, match=r"W: expected 3 rows for X \(2, 3\), got shape \(4, 10\)"):
+        fxd.linear_cross_entropy_with_grad(X, da.ones((4, 10)), y)
+    with pytest.raises(ValueError, match="bias: expected the chunks of W's classes"):
+        fxd.linear_cross_entropy_with_grad(X, W, y, da.ones(10, chunks=10))
+    with pytest.raises(ValueError, match="reduction"):
+        fxd.linear_cross_entropy_with_grad(X, W, y, reduction="none")
+    with pytest.raises(ValueError, match="10"):
+        fxd.linear_cross_entropy_with_grad(X, W, [0, 10])[0].compute()
+
+
 # A cluster ------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
     from fastxent.dask import LogisticRegression
 
 They take the parameters of their namesakes in `fastxent`, fit the same objective to the same answer, and come back to
-one machine by `to_local()`.
+one machine by `to_local()`.  `linear_cross_entropy_with_grad` is for classes so many that their weights are split.
 """
 
 try:
@@ -11,6 +11,7 @@ try:
 except ImportError as error:
     raise ImportError("fastxent.dask needs Dask: pip install 'fastxent[dask]'") from error
 
+from fastxent.dask._classes import linear_cross_entropy_with_grad
 from fastxent.dask._logistic import LogisticRegression
 
-__all__ = ["LogisticRegression"]
+__all__ = ["LogisticRegression", "linear_cross_entropy_with_grad"]

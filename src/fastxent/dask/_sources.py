@@ -19,7 +19,7 @@ import numpy as np
 
 from fastxent._blocks import Nodes, Reader, added, block_sum, tree_total
 
-__all__ = ["Cluster", "Collections", "Scheduler", "current_client", "open_source"]
+__all__ = ["Cluster", "Collections", "Scheduler", "current_client", "open_source", "pairwise"]
 
 _PATIENCE = 30.0  # seconds until a worker that does not answer is known to be gone
 _GLANCE = 10.0  # seconds between two looks whether a worker that computes is still there
@@ -207,19 +207,19 @@ class Scheduler:
     def total(self, method, *args):
         """`block_sum` over all blocks."""
         run = dask.delayed(functools.partial(_one, self._recipe, method, args, self._num_threads), pure=False)
-        return _tree([run(number, block) for number, block in enumerate(self._blocks)]).compute()
+        return pairwise(added, [run(number, block) for number, block in enumerate(self._blocks)]).compute()
 
 
 def _one(recipe, method, args, num_threads, number, block):
     return block_sum(recipe.objective(number, block), method, args, num_threads)
 
 
-def _tree(tasks):
-    """`tree_total` of delayed blocks."""
+def pairwise(add, tasks):
+    """Delayed values added as `tree_total` adds blocks."""
     if len(tasks) == 1:
         return tasks[0]
     half = 1 << (len(tasks) - 1).bit_length() - 1
-    return dask.delayed(added, pure=False)(_tree(tasks[:half]), _tree(tasks[half:]))
+    return dask.delayed(add, pure=False)(pairwise(add, tasks[:half]), pairwise(add, tasks[half:]))
 
 
 # ------------------------------------------------------------------------------------------------------- a cluster
