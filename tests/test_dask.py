@@ -270,6 +270,52 @@ def test_errors():
         model.fit(dX, dy).predict(dX[:, :4])
 
 
+# The network ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"solver": "sgd", "clip_norm": 0.5},
+        {"solver": "adamw", "class_weight": "balanced"},
+        {"loss": "focal"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_network_takes_the_steps_of_one_machine(n_classes, options):
+    X, y, w = problem(n_classes)
+    options = {"hidden_layer_sizes": (7,), "batch_size": 300, "max_iter": 4, "random_state": 3, **options}
+    local = fx.MLPClassifier(**options).fit(X, y, w)
+    lazy = fxd.MLPClassifier(**options).fit(*chunked(X, y, w, rows=400))
+    for found, expected in zip(lazy.coefs_ + lazy.intercepts_, local.coefs_ + local.intercepts_, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    assert lazy.loss_curve_ == pytest.approx(local.loss_curve_, rel=1e-8)
+    assert np.array_equal(lazy.predict(chunked(X)[0]).compute(), lazy.to_local().predict(X))
+    np.testing.assert_allclose(lazy.predict_proba(chunked(X)[0]).compute(), lazy.predict_proba(X), rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_network_options():
+    X, y, _ = problem()
+    chunks = chunked(X, y)
+    model = fxd.MLPClassifier(
+        (5,), batch_size=500, max_iter=3, random_state=0, early_stopping=True, dropout=0.2
+    )
+    with pytest.raises(ValueError, match="early_stopping expects validation_data"):
+        model.fit(*chunks)
+    model.fit(*chunks, validation_data=(X[:100], y[:100]))
+    assert len(model.validation_scores_) == 3
+    assert np.array_equal(
+        clone(model).fit(*chunks, validation_data=(X[:100], y[:100])).coefs_[0], model.coefs_[0]
+    )
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).coefs_[0], model.coefs_[0])
+    with pytest.raises(ValueError, match="solver: expected one of mini-batches"):
+        model.set_params(solver="lbfgs").fit(*chunks)
+
+
 # Classes split over workers --------------------------------------------------------------------------------
 
 

@@ -24,7 +24,18 @@ from sklearn.utils import check_array
 from . import _backend, linear
 from ._estimator import check_sample_weight, class_weight_vector, encode_labels, loss_of, row_weights
 
-__all__ = ["Block", "BlockObjective", "Nodes", "Reader", "Recipe", "Stream", "Survey", "added", "tree_total"]
+__all__ = [
+    "Block",
+    "BlockObjective",
+    "Nodes",
+    "Reader",
+    "Recipe",
+    "Stream",
+    "Survey",
+    "added",
+    "encoded",
+    "tree_total",
+]
 
 
 # ------------------------------------------------------------------------------------------------- the tree of sums
@@ -251,7 +262,7 @@ class Reader:
         if y.ndim == 1:
             counted = slice(None) if weight is None else weight > 0
             if len(y[counted]):
-                classes, codes = _encoded(number, y[counted])
+                classes, codes = encoded(number, y[counted])
                 mass = None if weight is None else weight[counted]
                 class_mass = np.bincount(codes, mass, len(classes)).astype(np.float64)
         return Survey(
@@ -268,7 +279,7 @@ class Reader:
         )
 
 
-def _encoded(number, y, classes=None, weight=None):
+def encoded(number, y, classes=None, weight=None):
     """`encode_labels`, which may not warn that a small block has a class for every second row."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)
@@ -396,7 +407,7 @@ class Recipe:
         if targets.ndim == 1 and len(targets) == 0:
             targets = np.empty(0, np.intp)
         elif targets.ndim == 1:
-            targets = _encoded(number, targets, self.classes, weights)[1]
+            targets = encoded(number, targets, self.classes, weights)[1]
             weights = row_weights(weights, self.class_vector, targets, X.dtype, some=False)
         return linear.LinearObjective(X, self.rows(targets, weights, X.dtype), X.dtype)
 

@@ -13,5 +13,6 @@ except ImportError as error:
 
 from fastxent.dask._classes import linear_cross_entropy_with_grad
 from fastxent.dask._logistic import LogisticRegression
+from fastxent.dask._mlp import MLPClassifier
 
-__all__ = ["LogisticRegression", "linear_cross_entropy_with_grad"]
+__all__ = ["LogisticRegression", "MLPClassifier", "linear_cross_entropy_with_grad"]

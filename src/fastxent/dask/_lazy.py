@@ -89,6 +89,14 @@ class OnDask:
         meta = np.empty((0,) if columns is None else (0, 0), dtype)
         return X.map_blocks(_predicted, local, method, dtype=dtype, meta=meta, **shape)
 
+    @property
+    def _n_classes(self):
+        return len(getattr(self, "classes_", ()))
+
+    @property
+    def _label_dtype(self):
+        return self.classes_.dtype if hasattr(self, "classes_") else None
+
     def score(self, X, y, sample_weight=None):
         """Share of the rows, or of their weights, whose class is predicted.
 

@@ -182,11 +182,3 @@ class LogisticRegression(OnDask, logistic.LogisticRegression):
         Dask Array (n_samples, n_classes), lazy
         """
         return self._lazily("predict_log_proba", X, self._n_classes)
-
-    @property
-    def _n_classes(self):
-        return len(getattr(self, "classes_", ()))
-
-    @property
-    def _label_dtype(self):
-        return self.classes_.dtype if hasattr(self, "classes_") else None

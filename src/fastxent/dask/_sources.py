@@ -17,7 +17,7 @@ import dask
 import dask.array as da
 import numpy as np
 
-from fastxent._blocks import Nodes, Reader, added, block_sum, tree_total
+from fastxent._blocks import Nodes, Reader, added, tree_total
 
 __all__ = ["Cluster", "Collections", "Scheduler", "current_client", "open_source", "pairwise"]
 
@@ -205,13 +205,13 @@ class Scheduler:
         self._recipe = recipe
 
     def total(self, method, *args):
-        """`block_sum` over all blocks."""
+        """A method of all blocks, added along the tree."""
         run = dask.delayed(functools.partial(_one, self._recipe, method, args, self._num_threads), pure=False)
         return pairwise(added, [run(number, block) for number, block in enumerate(self._blocks)]).compute()
 
 
 def _one(recipe, method, args, num_threads, number, block):
-    return block_sum(recipe.objective(number, block), method, args, num_threads)
+    return recipe.run(number, recipe.objective(number, block), method, args, num_threads)
 
 
 def pairwise(add, tasks):
@@ -308,8 +308,9 @@ class Cluster:
                 future.release()
 
     def prepare(self, recipe):
-        """Make the shards."""
-        self._recipe = recipe
+        """Make the shards, in place of earlier ones."""
+        _release(self._shards)
+        self._shards, self._recipe = [], recipe
         self._place(range(len(self._blocks)))
 
     def _place(self, numbers):

@@ -425,12 +425,15 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             else:
                 validation = self._split(X, y, labels, v, sample_weight, validation_data)
                 self._fit_stochastic(network, objective, X, y, v, sample_weight, *validation, incremental)
+        self._check_finite(network)
+        return self
+
+    def _check_finite(self, network):
         if not np.isfinite(network.params).all():
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and "
                 f"need to be preprocessed. Scale X, or lower learning_rate_init={self.learning_rate_init:g}."
             )
-        return self
 
     def _blas_threads(self):
         if self.num_threads is None:
@@ -500,15 +503,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
                 f"partial_fit with the classes it began with. Previously got {self.classes_}, `y` has {classes}"
             )
         self.classes_, self._multilabel = classes, multilabel
-        if multilabel or (len(classes) == 2 and self._loss_is_elementwise()):
-            self.n_outputs_, self.out_activation_ = y.shape[1] if multilabel else 1, "logistic"
-        else:
-            self.n_outputs_, self.out_activation_ = len(classes), "softmax"
-        if not multilabel and len(classes) > 2 and isinstance(self._loss_object(), SigmoidCrossEntropy):
-            raise ValueError(
-                f"loss: {self.loss!r} takes every label by itself, and y names one of {len(classes)} classes: use "
-                "SoftmaxCrossEntropy(), or pass y as an indicator matrix."
-            )
+        self._set_outputs()
         if multilabel:
             if self.loss is not None and not self._loss_is_elementwise():
                 raise ValueError(
@@ -525,6 +520,19 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         weight_of = class_weight_vector(self.class_weight, classes, codes, sample_weight)
         v = row_weights(sample_weight, weight_of, codes, dtype)
         return self._as_targets(codes, dtype), v, None
+
+    def _set_outputs(self):
+        """Number and kind of the logits, from the classes and the loss."""
+        n_classes = len(self.classes_)
+        if self._multilabel or (n_classes == 2 and self._loss_is_elementwise()):
+            self.n_outputs_, self.out_activation_ = n_classes if self._multilabel else 1, "logistic"
+        else:
+            self.n_outputs_, self.out_activation_ = n_classes, "softmax"
+        if not self._multilabel and n_classes > 2 and isinstance(self._loss_object(), SigmoidCrossEntropy):
+            raise ValueError(
+                f"loss: {self.loss!r} takes every label by itself, and y names one of {n_classes} classes: use "
+                "SoftmaxCrossEntropy(), or pass y as an indicator matrix."
+            )
 
     def _as_targets(self, codes, dtype):
         """Class numbers, or probabilities of the classes, as the output layer's loss takes them."""
@@ -602,20 +610,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             self._dropout = None
         elif not incremental or self._dropout is None or self._dropout.rate != self.dropout:
             self._dropout = Dropout(float(self.dropout), int(self._random_state.randint(2**31)))
-        step = training_step(
-            _backend.choose(self.backend),
-            network,
-            objective,
-            self._optimizer,
-            X,
-            y,
-            v,
-            batch_size,
-            self.alpha,
-            self.clip_norm,
-            self._dropout,
-            num_threads=thread_count(self.num_threads),
-        )
+        step = self._training_step(network, objective, X, y, v, batch_size)
         best = network.params.copy() if self.early_stopping else None
         if validation is not None and self.validation_scores_ is None:
             self.validation_scores_, self.validation_loss_curve_ = [], []
@@ -660,6 +655,11 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             if best is not None:
                 network.params[...] = best
         tasks.close()
+
+    def _training_step(self, network, objective, X, y, v, batch_size):
+        given = (network, objective, self._optimizer, X, y, v, batch_size, self.alpha, self.clip_norm)
+        threads = thread_count(self.num_threads)
+        return training_step(_backend.choose(self.backend), *given, self._dropout, num_threads=threads)
 
     def _split(self, X, y, labels, v, sample_weight, validation_data):
         """Numbers of the training rows, and the validation set (X, targets, labels, weights) or None."""

@@ -52,12 +52,19 @@ class NumpyStep:
         self._penalized = network.params[: network.n_coefs]
         self._blocks = optimizer.blocks(network.params, self._grad, network.n_coefs)
 
-    def _step(self, rows):
-        """The batch's objective times its mass, before the update; its mass, the sum of its row weights."""
+    def _gradient(self, rows):
+        """Fill the gradient of the batch's mean loss; the loss times the batch's mass, and that mass."""
         x, y, v = self._X[rows], self._y[rows], None if self._v is None else self._v[rows]
         mass = float(len(rows)) if v is None else float(v.sum(dtype=np.float64))
         z = self._pass.forward(x)
         loss = self._objective(z, y, v, mass, 1 / mass)
+        if math.isfinite(loss):
+            self._pass.backward(x, z, self._coef_grads, self._intercept_grads)
+        return loss, mass
+
+    def _step(self, rows):
+        """The batch's objective times its mass, before the update; its mass, the sum of its row weights."""
+        loss, mass = self._gradient(rows)
         if not math.isfinite(loss):
             return loss, mass
         if self._optimizer.decoupled:
@@ -65,7 +72,6 @@ class NumpyStep:
         else:
             shrink = self._alpha / mass
             loss += 0.5 * self._alpha * float(np.dot(self._penalized, self._penalized))
-        self._pass.backward(x, z, self._coef_grads, self._intercept_grads)
         if self._clip_norm is not None:
             shrink = self._clip(shrink)
         self._optimizer.update(self._blocks, shrink)

@@ -1,0 +1,367 @@
+"""The multi-layer perceptron over Dask collections: synchronous steps whose gradients the partitions share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from sklearn.base import _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_feature_names
+
+from fastxent._blocks import Block, classes_of, encoded
+from fastxent._estimator import row_weights
+from fastxent.dask._lazy import OnDask
+from fastxent.dask._sources import open_source
+from fastxent.mlp._classifier import MLPClassifier as _Local
+from fastxent.mlp._network import Dropout, Network, Pass
+from fastxent.mlp._training import NumpyStep
+
+__all__ = ["MLPClassifier"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a block of rows becomes gradients; sent to the workers once.
+
+    Parameters
+    ----------
+    units : tuple of int
+    activation : str
+    classes : ndarray (n_classes,)
+    class_vector : None or ndarray (n_classes,)
+    model : fastxent.MLPClassifier
+        Unfitted, with what decides the loss of the output layer.
+    dropout : None or (float, int)
+        Rate and seed.
+    """
+
+    units: tuple
+    activation: str
+    classes: np.ndarray
+    class_vector: np.ndarray | None
+    model: object
+    dropout: tuple | None
+
+    def objective(self, number, block):
+        """`Gradients` of a block."""
+        return Gradients(self, number, block)
+
+    @staticmethod
+    def run(number, gradients, method, args, num_threads):
+        """The sum of gradients over the rows of one step that lie in a block; None where there are none."""
+        return getattr(gradients, method)(number, *args)
+
+
+class Gradients:
+    """Sums of losses and of gradients over some rows of a block.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    number : int
+    block : Block
+    """
+
+    def __init__(self, recipe, number, block):
+        X, y, v = block
+        if y.ndim == 1:
+            y = encoded(number, y, recipe.classes, v)[1] if len(y) else np.empty(0, np.intp)
+            v = row_weights(v, recipe.class_vector, y, X.dtype, some=False)
+        self._block = Block(X, recipe.model._as_targets(y, X.dtype), v)
+        self._objective = recipe.model._objective()
+        self._network = Network(recipe.units, recipe.activation, X.dtype)
+        self._dropout = None if recipe.dropout is None else Dropout(*recipe.dropout)
+        self._pass, self._rows = None, 0
+
+    def weights(self, number):
+        """Number and row weights of the block, in a list."""
+        v = self._block.sample_weight
+        return ([(number, np.ones(self._block.X.shape[0], self._block.X.dtype) if v is None else v)],)
+
+    def step(self, number, params, chosen, mass, drawn):
+        """Loss and gradient of the rows that a step takes from this block.
+
+        Parameters
+        ----------
+        params : ndarray
+            All weights.
+        chosen : dict
+            Number of a block to the rows it gives.
+        mass : float
+            Weights of all rows of the step.
+        drawn : dict
+            Number of a block to the place in the stream of dropout.
+        """
+        rows = chosen.get(number)
+        if rows is None:
+            return None
+        X, y, v = self._block
+        if self._rows < len(rows):
+            self._rows = len(rows)
+            self._pass = Pass(self._network, self._rows, gradients=True, dropout=self._dropout)
+        if self._dropout is not None:
+            self._dropout.drawn = drawn[number]
+        self._network.params[...] = params
+        x, v = X[rows], None if v is None else v[rows]
+        z = self._pass.forward(x)
+        here = float(len(rows)) if v is None else float(v.sum(dtype=np.float64))
+        loss = self._objective(z, y[rows], v, here, 1 / mass)
+        grad = np.empty_like(self._network.params)
+        self._pass.backward(x, z, *self._network.split(grad))
+        return loss, grad
+
+
+class Step(NumpyStep):
+    """`NumpyStep` whose gradients come from the blocks of a source: the same numbers but for rounding.
+
+    Parameters
+    ----------
+    source : `Cluster` or `Scheduler`, prepared
+    lengths : tuple of int
+        Rows of every block.
+    network, optimizer, v, batch_size, alpha, clip_norm, dropout
+        As for `NumpyStep`.
+    """
+
+    def __init__(self, source, lengths, network, optimizer, v, batch_size, alpha, clip_norm, dropout):
+        super().__init__(network, None, optimizer, None, None, v, batch_size, alpha, clip_norm)
+        self._source, self._starts, self._network = source, np.cumsum([0, *lengths]), network
+        self._stream = dropout
+
+    def _gradient(self, rows):
+        mass = float(len(rows)) if self._v is None else float(self._v[rows].sum(dtype=np.float64))
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        chosen = {int(n): rows[owners == n] - self._starts[n] for n in np.unique(owners)}
+        drawn = {}
+        if self._stream is not None:
+            for number, its in chosen.items():
+                drawn[number] = self._stream.drawn
+                self._stream.drawn += len(its) * sum(self._network.units[1:-1])
+        loss, grad = self._source.total("step", self._network.params, chosen, mass, drawn)
+        self._grad[...] = grad
+        return loss, mass
+
+
+class MLPClassifier(OnDask, _Local):
+    """`fastxent.MLPClassifier` over Dask collections, by synchronous steps.
+
+    A step draws its rows from all partitions, in the order that `random_state` gives on one machine; the partitions
+    return the gradients of the rows they have, one message per worker each way, which are added along a tree; and the
+    update happens here.  So the weights are those of one machine but for rounding, whatever the number of workers.
+    Dropout draws other masks than on one machine.
+
+    Parameters
+    ----------
+    hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init, power_t, max_iter
+    shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping
+    validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun, class_weight, loss, label_smoothing
+    dropout, clip_norm, monitor, num_threads, backend
+        As for `fastxent.MLPClassifier`, but for solver="lbfgs", which is not here, and early stopping, which needs
+        `validation_data`.
+    client : dask.distributed.Client or None, default=None
+        None is the current one, and without one there is no cluster.  It is not pickled.
+
+    Notes
+    -----
+    A step costs a message, so `batch_size` should be thousands.  This machine holds 8 bytes per row for their order.
+    A loss object whose value for a batch is no sum over rows (dice, Tversky) is summed over the partitions.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from sklearn.datasets import load_iris
+    >>> from fastxent.dask import MLPClassifier
+    >>> X, y = (da.from_array(a, chunks=50) for a in load_iris(return_X_y=True))
+    >>> model = MLPClassifier((8,), learning_rate_init=0.05, max_iter=30, tol=0, n_iter_no_change=99, random_state=0)
+    >>> import warnings
+    >>> with warnings.catch_warnings(action="ignore"):  # it goes on improving
+    ...     model = model.fit(X / 8, y)
+    >>> model.score(X / 8, y) > 0.9
+    True
+    """
+
+    _local = _Local
+    _parameter_constraints = {**_Local._parameter_constraints, "client": "no_validation"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        solver="auto",
+        alpha=0.0001,
+        batch_size="auto",
+        learning_rate="constant",
+        learning_rate_init=0.001,
+        power_t=0.5,
+        max_iter=200,
+        shuffle=True,
+        random_state=None,
+        tol=1e-4,
+        verbose=False,
+        warm_start=False,
+        momentum=0.9,
+        nesterovs_momentum=True,
+        early_stopping=False,
+        validation_fraction=0.1,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        n_iter_no_change=10,
+        max_fun=15000,
+        class_weight=None,
+        loss=None,
+        label_smoothing=0.0,
+        dropout=0.0,
+        clip_norm=None,
+        monitor=None,
+        num_threads=None,
+        backend=None,
+        client=None,
+    ):
+        given = {
+            name: value for name, value in locals().items() if name not in ("self", "client", "__class__")
+        }
+        super().__init__(**given)
+        self.client = client
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None, *, validation_data=None):
+        """Train on X and y.
+
+        Parameters
+        ----------
+        X : Dask Array (n_samples, n_features), dense or with CSR chunks, or DataFrame
+        y : Dask Array or Series (n_samples,), or Array or DataFrame of floats (n_samples, n_classes)
+            Labels, or probabilities of the classes.
+        sample_weight : None, or Dask Array or Series (n_samples,)
+        validation_data : None, (X, y) or (X, y, sample_weight), default=None
+            Arrays of this machine, scored after every epoch.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError
+            For anything but Dask collections of numbers.
+        ValueError
+            As `fastxent.MLPClassifier.fit`; for partitions that do not belong together.
+        """
+        if self.solver == "lbfgs":
+            raise ValueError("solver: expected one of mini-batches, got 'lbfgs', which is not here")
+        if self.early_stopping and validation_data is None:
+            raise ValueError(
+                "early_stopping expects validation_data=(X, y), arrays of this machine, got None"
+            )
+        self._check_combinations(False, validation_data)
+        hidden = self._hidden_units()
+        first = not (self.warm_start and hasattr(self, "coefs_"))
+        with open_source(X, y, sample_weight, self.client, self.num_threads) as source:
+            survey = source.survey()
+            classes, class_vector, _ = classes_of(survey, self.class_weight)
+            if not first and not np.array_equal(classes, self.classes_):
+                raise ValueError(
+                    f"warm_start expects the classes of the last fit, {self.classes_}, got {classes}"
+                )
+            self.classes_, self._multilabel = classes, False
+            self._set_outputs()
+            self.n_features_in_ = survey.n_features
+            _check_feature_names(self, source.first_X, reset=True)
+            self._random_state = check_random_state(self.random_state)
+            network = Network(
+                [survey.n_features, *hidden, self.n_outputs_], self.activation, np.dtype(survey.dtype)
+            )
+            if first:
+                network.initialize(self._random_state)
+                self._reset(network)
+            else:
+                self._check_shapes(network)
+                network.copy_from(self.coefs_, self.intercepts_)
+            self.coefs_, self.intercepts_ = network.coefs, network.intercepts
+            recipe = Recipe(network.units, self.activation, classes, class_vector, self._shell(), None)
+            v = None
+            if sample_weight is not None or class_vector is not None:
+                source.prepare(recipe)
+                v = np.concatenate(
+                    [weights for _, weights in sorted(source.total("weights")[0], key=lambda p: p[0])]
+                )
+            rows = np.arange(survey.n_rows) if v is None else np.flatnonzero(v)
+            validation = None if validation_data is None else self._validation_set(validation_data)
+            self._running = (source, survey.lengths, recipe)
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    given = (network, None, X, y, v, sample_weight, rows, validation, False)
+                    self._fit_stochastic(*given)
+            finally:
+                del self._running
+        self._check_finite(network)
+        return self
+
+    def _shell(self):
+        """The local estimator, unfitted, that makes the losses of a block."""
+        shell = self.to_local()
+        for name in (
+            set(vars(shell)) - set(shell.get_params()) - {"out_activation_", "n_outputs_", "_multilabel"}
+        ):
+            delattr(shell, name)
+        return shell.set_params(num_threads=self.num_threads or 1)
+
+    def _training_step(self, network, objective, X, y, v, batch_size):
+        source, lengths, recipe = self._running
+        if self._dropout is not None:
+            recipe = dataclasses.replace(recipe, dropout=(self._dropout.rate, self._dropout.seed))
+        source.prepare(recipe)
+        options = (batch_size, self.alpha, self.clip_norm, self._dropout)
+        return Step(source, lengths, network, self._optimizer, v, *options)
+
+    def _evaluate(self, network, objective, validation):
+        return super()._evaluate(network, self._objective(), validation)
+
+    def predict(self, X):
+        """The most probable class of every row.
+
+        Parameters
+        ----------
+        X : Dask Array or DataFrame (n_samples, n_features)
+            Or an array, which is answered at once with an array.
+
+        Returns
+        -------
+        Dask Array (n_samples,), lazy
+        """
+        return self._lazily("predict", X, None, self._label_dtype)
+
+    def predict_proba(self, X):
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : Dask Array or DataFrame (n_samples, n_features)
+            Or an array.
+
+        Returns
+        -------
+        Dask Array (n_samples, n_classes), lazy
+        """
+        return self._lazily("predict_proba", X, self._n_classes, self._weight_dtype)
+
+    def predict_log_proba(self, X):
+        """Logarithms of the probabilities.
+
+        Parameters
+        ----------
+        X : Dask Array or DataFrame (n_samples, n_features)
+            Or an array.
+
+        Returns
+        -------
+        Dask Array (n_samples, n_classes), lazy
+        """
+        return self._lazily("predict_log_proba", X, self._n_classes, self._weight_dtype)
+
+    @property
+    def _weight_dtype(self):
+        return self.coefs_[0].dtype if hasattr(self, "coefs_") else None
