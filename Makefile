@@ -2,10 +2,12 @@
 #   make demo ARGS="--data table.csv --target species"     passes arguments on
 #   make bench ARGS="-k softmax"
 #   make docs FASTXENT_EXAMPLES=small                      runs the gallery's examples; without it they are shown alone
+#   make test JOBS=8                                       on so many processes (2 by default)
 #   make test PY=python3.12                                chooses the interpreter of a new .venv
 PY ?= python3
 BIN := .venv/bin
 ARGS ?=
+JOBS ?= 2
 ASAN_TESTS := $(addprefix tests/test_,softmax.py sigmoid.py binary.py edges.py family.py divergence.py binary_family.py linear.py)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -18,10 +20,10 @@ demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
 
 test: .venv/built
-	$(BIN)/python -m pytest -q --benchmark-disable -m "not slow"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --benchmark-disable -m "not slow"
 
 test-all: .venv/all
-	$(BIN)/python -m pytest -q --benchmark-disable
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --benchmark-disable
 
 # The kernel tests on a build with sanitizers, in a copy of the sources: the extensions of .venv stay as they are.
 asan: .venv/built

@@ -3,7 +3,6 @@
 The gallery is shown where examples/ exists, and run only where FASTXENT_EXAMPLES is set ("small": seconds each).
 """
 
-import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -24,8 +23,6 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 root_doc = "index"
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "README.md"]
-if importlib.util.find_spec("fastxent.dask") is None:
-    exclude_patterns.append("api_dask.md")
 default_role = "code"  # `name` in a docstring
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]

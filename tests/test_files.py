@@ -123,7 +123,7 @@ PARAMETERS = [
 ]
 
 
-@pytest.mark.parametrize("parameters", PARAMETERS, ids=repr)
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=lambda parameters: "-".join(parameters))
 def test_parameters_come_back(parameters, tmp_path):
     model = fx.LogisticRegression(**parameters)
     model.save(tmp_path / "m.npz")

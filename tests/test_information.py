@@ -241,7 +241,12 @@ def test_bad_numbers(name, value):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        (([0.5, 0.5], [0.2, 0.3, 0.5]), {}, ValueError, r"shapes that broadcast, got p \(2,\) and q \(3,\)"),
+        (
+            ([0.5, 0.5], [0.2, 0.3, 0.5]),
+            {},
+            ValueError,
+            r"q: expected a shape that broadcasts with that of p",
+        ),
         ((0.5, 0.5), {}, ValueError, "p: expected at least one dimension"),
         ((np.empty((3, 0)),) * 2, {}, ValueError, "p: expected at least one class"),
         (([0.5, 0.5],) * 2, {"axis": 1}, ValueError, "axis: expected -1 <= axis < 1"),

@@ -31,7 +31,7 @@ _MISSING = (
         "partial_grad",
         "partial_rows",
     ),
-    *("region_grad", "region_sums", "softmax_hvp", "softmax_solve", "softmax_upper"),
+    *("region_grad", "region_sums", "softmax_boost", "softmax_hvp", "softmax_solve", "softmax_upper"),
 )
 
 

@@ -24,10 +24,12 @@ class LogisticRegression(OnDask, logistic.LogisticRegression):
     Parameters
     ----------
     penalty, C, l1_ratio, dual, tol, fit_intercept, intercept_scaling, class_weight, random_state, solver
-    max_iter, verbose, warm_start, n_jobs, loss, label_smoothing, backend
+    max_iter, verbose, warm_start, n_jobs, loss, label_smoothing
         As for `fastxent.LogisticRegression`.
     num_threads : int or None, default=None
         Of every worker; None is as many as Dask gave it.
+    backend : {None, "auto", "numpy", "cpu"}, default=None
+        As for `fastxent.LogisticRegression`.
     client : dask.distributed.Client or None, default=None
         None is the current one, and without one there is no cluster.  It is not pickled.
 
