@@ -210,13 +210,13 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         tall_fn tall_sums[2]
         boost_fn boost[2]
         int lanes[2]
+    Py_ssize_t rows_per_block(const SoftmaxRows*, Py_ssize_t)
     Py_ssize_t scratch_of(const SoftmaxRows*)
     Py_ssize_t solve_scratch "fx::scratch_of"(const Solve*)
     Py_ssize_t region_scratch "fx::scratch_of"(const Region*)
     Py_ssize_t boost_scratch "fx::scratch_of"(const Boost*)
     Py_ssize_t tall_most(int lanes)
     Py_ssize_t tall_width(Py_ssize_t K, int lanes)
-    const int LANES
 
 cdef extern from "team.hpp" namespace "fx" nogil:
     ctypedef void (*block_fn)(void*, Py_ssize_t, int) noexcept nogil

@@ -242,21 +242,11 @@ cdef int fill_divergence(
     return 0
 
 
-cdef Py_ssize_t rows_per_block(Py_ssize_t K, Py_ssize_t inner) noexcept:
-    cdef Py_ssize_t step = max(1, BLOCK // K)
-    if step >= LANES:
-        step = (step + LANES - 1) // LANES * LANES
-    if inner > 1 and step >= inner:
-        # whole pieces of the inner axis, so that a group of lanes does not straddle two blocks
-        step = max(step // inner, 1) * inner
-    return step
-
-
 cdef int run_rows(Rows* r, int num_threads, BlockOut* total) except -1:
     """Run the kernel over all blocks and add their results in order."""
     cdef Py_ssize_t K = r.call.classes, blocks, kept, b
     cdef int threads = 1
-    r.step = rows_per_block(K, r.call.inner)
+    r.step = rows_per_block(&r.call, BLOCK)
     blocks = (r.rows + r.step - 1) // r.step
     if r.rows > ALONE // K:
         threads = <int>min(team_size(num_threads), blocks)
@@ -567,7 +557,7 @@ def softmax_solve(tuple terms, cnp.ndarray damping not None, cnp.ndarray rhs not
         matrix(&s.call.rhs, rhs)
         matrix(&s.call.out, x_out)
         s.run = table.solve[r.call.storage == 1]
-        s.step = rows_per_block(r.call.classes, r.call.inner)
+        s.step = rows_per_block(&r.call, BLOCK)
         blocks = (s.rows + s.step - 1) // s.step
         if s.rows > ALONE // r.call.classes:
             threads = <int>min(team_size(num_threads), blocks)

@@ -28,7 +28,8 @@ template <class T> static void load_lanes(int storage, const Matrix& m, ptrdiff_
   }
   if (n < B) for (ptrdiff_t k = 0; k < K; k++) for (ptrdiff_t r = n; r < B; r++) t[k * B + r] = 0;
 }
-template <class T> static void store_lanes(int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t K, ptrdiff_t i, ptrdiff_t n, ptrdiff_t B, const T* t) {
+// `past`: past the cache, where pieces of memory are long enough; then finish_stream()
+template <class T> static void store_lanes(int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t K, ptrdiff_t i, ptrdiff_t n, ptrdiff_t B, const T* t, bool past) {
   const ptrdiff_t item = item_size<T>(storage);
   if (tiled<T>(storage, m, inner, K, n, B)) {
     lanes_to_rows<T, fx::LANES>(t, (T*)(m.data + i * m.outer), m.outer / (ptrdiff_t)sizeof(T), K);
@@ -42,7 +43,8 @@ template <class T> static void store_lanes(int storage, const Matrix& m, ptrdiff
   }
   for (ptrdiff_t r0 = 0; r0 < n;) {
     const Run run = run_at(m, inner, i + r0, n - r0);
-    if (run.stride == item) for (ptrdiff_t k = 0; k < K; k++) narrow_run(storage, t + k * B + r0, run.count, run.at + k * m.cls);
+    if (run.stride == item && past && stored_as_is<T>(storage)) for (ptrdiff_t k = 0; k < K; k++) stream((const char*)(t + k * B + r0), run.at + k * m.cls, run.count * item);
+    else if (run.stride == item) for (ptrdiff_t k = 0; k < K; k++) narrow_run(storage, t + k * B + r0, run.count, run.at + k * m.cls);
     else
       for (ptrdiff_t r = 0; r < run.count; r++)
         for (ptrdiff_t k = 0; k < K; k++) number_to(storage, t[k * B + r0 + r], run.at + r * run.stride + k * m.cls);
@@ -59,10 +61,10 @@ template <bool WRITE> FX_INLINE void ask_for(const Matrix& m, ptrdiff_t inner, p
   for (ptrdiff_t at = 0; at < n * row_bytes; at += 64) __builtin_prefetch(p + at, WRITE, 3);
 }
 
-template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
+template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out, const ptrdiff_t B) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef Num<T> C; typedef typename C::I I;
   enum { N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, FLUSH = 128, MOST = fx::MOST_LANES };
-  const ptrdiff_t K = a->classes, B = fx::lanes_of(a), step = B / N, item = item_size<T>(a->storage); const T inf = T(__builtin_inf()), eps = T(__builtin_ldexp(1., -C::mant));
+  const ptrdiff_t K = a->classes, step = B / N, item = item_size<T>(a->storage); const T inf = T(__builtin_inf()), eps = T(__builtin_ldexp(1., -C::mant));
   const Target<T> target(a); const T zeta = target.zeta, beta = target.beta, alpha = target.alpha, top_share = target.top;
   const T* const w = target.w; const T* const bias = (const T*)a->bias; const T inverse = T(1 / a->temperature);
   const bool affine = bias || a->temperature != 1, soft = GENERAL && a->soft.data;
@@ -178,16 +180,16 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
         T* const flat = hs + (a->hess.data ? K * B : 0);
         lanes_to_rows<T, fx::LANES>(t, flat, K, K);
         stream((const char*)flat, a->grad.data + i0 * a->grad.outer, nb * K * item);
-      } else store_lanes<T>(a->storage, a->grad, a->inner, K, i0, nb, B, t);
+      } else store_lanes<T>(a->storage, a->grad, a->inner, K, i0, nb, B, t, a->stream);
     }
-    if (a->hess.data) store_lanes<T>(a->storage, a->hess, a->inner, K, i0, nb, B, hs);
+    if (a->hess.data) store_lanes<T>(a->storage, a->hess, a->inner, K, i0, nb, B, hs, false);
     Wide<T> sum;                                                        // lanes beyond nb weigh 0
     for (ptrdiff_t r = 0; r < B; r += N) sum.add(*(const V*)(L + r));
     total += sum.total();
     if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
     if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);
   }
-  if (streamed) finish_stream();
+  if (a->stream) finish_stream();
   out->loss += total;
 }
 

@@ -88,10 +88,25 @@ template <class T> FX_INLINE VShift<T> shift_of_lanes(typename Vec<T>::V m) {
   s.add = (typename C::U)(C::bias + C::guard) - (UV)t;
   return s;
 }
+// d, or lo where d is less; NaN stays.  One instruction: from the ternary GCC makes a comparison and a blend.
+template <class T, class V> FX_INLINE V at_least(V d, V lo) {
+#if FX_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_max_ps((__mmask16)-1, (__m512)lo, (__m512)d);
+  else return (V)_mm512_maskz_max_pd((__mmask8)-1, (__m512d)lo, (__m512d)d);
+#elif FX_BYTES == 32
+  if constexpr (sizeof(T) == 4) return (V)_mm256_max_ps((__m256)lo, (__m256)d);
+  else return (V)_mm256_max_pd((__m256d)lo, (__m256d)d);
+#elif defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return (V)_mm_max_ps((__m128)lo, (__m128)d);
+  else return (V)_mm_max_pd((__m128d)lo, (__m128d)d);
+#else
+  return d < lo ? lo : d;
+#endif
+}
 // e^(u-m) * 2^guard.  The clamp is written so that NaN passes; exponents are unsigned, for the bits of a NaN may wrap.
 template <class T> FX_INLINE typename Vec<T>::V exp_of(typename Vec<T>::V u, const VShift<T>& s) {
   typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV;
-  V d = u - s.c; d = d < s.lo ? s.lo : d;
+  const V d = at_least<T>(u - s.c, s.lo);
   const V t = d * C::log2e + C::magic, n = t - C::magic;
   V f = d - n * C::ln2hi; f = f - n * C::ln2lo;
   return exp_poly(f, T()) * (V)(((UV)t + s.add) << C::mant);
@@ -102,21 +117,6 @@ template <class T> FX_INLINE T exp_of(T u, const Shift<T>& s) {
   const T t = d * C::log2e + C::magic, n = t - C::magic;
   T f = d - n * C::ln2hi; f = f - n * C::ln2lo;
   return exp_poly(f, T()) * from_bits((typename C::U)((bits(t) + s.add) << C::mant));
-}
-// d, or lo where d is less; NaN stays.  One instruction: from the ternary GCC makes a comparison and a blend.
-template <class V, class T> FX_INLINE V at_least(V d, T lo) {
-#if FX_BYTES == 64
-  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_max_ps((__mmask16)-1, (__m512)(V{} + lo), (__m512)d);
-  else return (V)_mm512_maskz_max_pd((__mmask8)-1, (__m512d)(V{} + lo), (__m512d)d);
-#elif FX_BYTES == 32
-  if constexpr (sizeof(T) == 4) return (V)_mm256_max_ps((__m256)(V{} + lo), (__m256)d);
-  else return (V)_mm256_max_pd((__m256d)(V{} + lo), (__m256d)d);
-#elif defined(__x86_64__)
-  if constexpr (sizeof(T) == 4) return (V)_mm_max_ps((__m128)(V{} + lo), (__m128)d);
-  else return (V)_mm_max_pd((__m128d)(V{} + lo), (__m128d)d);
-#else
-  return d < lo ? V{} + lo : d;
-#endif
 }
 // sum + x in the lanes where u is less than m, or NaN.  From the ternary GCC makes one instruction more.
 template <class T, class V> FX_INLINE V add_below(V sum, V x, V u, V m) {
@@ -132,7 +132,7 @@ template <class T, class V> FX_INLINE V add_below(V sum, V x, V u, V m) {
 // e^d for d <= 0 without a shift: the magic number brings the bias along.
 template <class T> FX_INLINE typename Vec<T>::V exp_of_negative(typename Vec<T>::V d) {
   typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV;
-  d = at_least(d, -T(C::bias + C::guard) * C::ln2);
+  d = at_least<T>(d, V{} - T(C::bias + C::guard) * C::ln2);
   const V t = d * C::log2e + (C::magic + (C::bias + C::guard)), n = t - (C::magic + (C::bias + C::guard));
   V f = d - n * C::ln2hi; f = f - n * C::ln2lo;
   return exp_poly(f, T()) * (V)((UV)t << C::mant) * C::unguard;
@@ -180,10 +180,16 @@ template <class P, class D> FX_INLINE D doubles(P x, D) {
 
 // Whether any bit of a vector is set
 template <class M> FX_INLINE bool any_of(const M& mask) {
+#if FX_BYTES == 64
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif FX_BYTES == 32
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
   uint64_t any = 0, words[FX_BYTES / 8];
   __builtin_memcpy(words, &mask, sizeof words);
   for (const uint64_t word : words) any |= word;
   return any != 0;
+#endif
 }
 
 // Double sums of vectors of either type
@@ -219,6 +225,18 @@ static inline void stream(const char* from, char* to, ptrdiff_t n) {
   }
 #endif
   __builtin_memcpy(to, from, n);
+}
+// One vector of them; `to` is aligned.
+template <class T> FX_INLINE void stream_vector(char* to, const typename Vec<T>::V x) {
+#if FX_BYTES == 64
+  _mm512_stream_ps((float*)to, (__m512)x);
+#elif FX_BYTES == 32
+  _mm256_stream_ps((float*)to, (__m256)x);
+#elif defined(__x86_64__)
+  _mm_stream_ps((float*)to, (__m128)x);
+#else
+  __builtin_memcpy(to, &x, sizeof x);
+#endif
 }
 static inline void finish_stream() {
 #if defined(__x86_64__)

@@ -164,21 +164,50 @@ struct Table {
 // Classes that are not contiguous, and few ones where no quicker kernel fits, go through blocks of transposed rows: lanes are rows.
 // Rows of up to MOST_BATCHED contiguous classes are taken as many at once as a vector has lanes; with a gradient, which goes from
 // memory to memory, up to MOST_BATCHED_GRADIENTS.
-enum { FEW = 128, LANES = 32, MOST_LANES = 256, MOST_BATCHED = 1024, MOST_BATCHED_GRADIENTS = 512 };
+enum { VECTOR = 16, FEW = 128, LANES = 32, MOST_LANES = 256, MOST_BATCHED = 1024, MOST_BATCHED_GRADIENTS = 512 };
+// Many classes that are not contiguous: from how many on, how many of them at once, for how many rows, and numbers of scratch.
+enum { SWEPT_FROM = 200, SWEPT = 16, SWEPT_LANES = 2048, SWEPT_SCRATCH = 20 * (SWEPT_LANES + 2 * 256) };
 
 static inline bool in_lanes(const SoftmaxRows* a) {
   const ptrdiff_t item = a->storage == DOUBLE ? 8 : a->storage == FLOAT ? 4 : 2, wide = a->storage == DOUBLE ? 8 : 4;
   return a->classes <= FEW || a->logits.cls != item || (a->grad.data && a->grad.cls != item) ||
          (a->hess.data && a->hess.cls != item) || (a->soft.data && a->soft.cls != wide);
 }
-// Rows per group: as many as keep the scratch in the second-level cache, for then each class is read in longer pieces.
+// Many classes, each contiguous over the rows: labels and gradients alone are swept twice.
+static inline bool in_sweeps(const SoftmaxRows* a) {
+  const ptrdiff_t item = a->storage == DOUBLE ? 8 : a->storage == FLOAT ? 4 : 2;
+  return a->classes >= SWEPT_FROM && a->inner >= 8 * LANES && a->logits.inner == item && a->logits.cls != item && a->labels.data &&
+         a->smoothing == 0 && !a->bias && a->temperature == 1 && !a->hess.data && (!a->grad.data || a->grad.inner == item);
+}
+// Rows per group: as many as keep the scratch in the second-level cache, for then each class is read in longer pieces; where one
+// can be found, a number that divides the inner axis, for then no group straddles two pieces of memory.
 static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
-  ptrdiff_t lanes = LANES;
-  if (a->inner >= 2 * LANES) while (lanes < MOST_LANES && 2 * lanes * a->classes <= 131072 && 2 * lanes <= a->inner) lanes *= 2;
+  if (a->inner < 2 * LANES) return LANES;
+  ptrdiff_t most = (a->storage == DOUBLE ? 65536 : 131072) / a->classes, lanes = LANES;
+  if (most > MOST_LANES) most = MOST_LANES;
+  if (in_sweeps(a)) {                               // a group is a millisecond of work; longer ones only for longer pieces
+    most = (1 << 20) / a->classes;
+    if (most < 8 * LANES) most = (1 << 24) / a->classes < 8 * LANES ? (1 << 24) / a->classes : 8 * LANES;
+    if (most > SWEPT_LANES) most = SWEPT_LANES;
+    if (most < LANES) most = LANES;
+  }
+  if (most > a->inner) most = a->inner;
+  while (2 * lanes <= most) lanes *= 2;
+  for (ptrdiff_t n = most / VECTOR * VECTOR; n > lanes; n -= VECTOR) if (a->inner % n == 0) return n;
+  for (ptrdiff_t n = lanes; n > lanes / 2 && n >= LANES; n -= VECTOR) if (a->inner % n == 0) return n;
   return lanes;
+}
+// Rows per block of work, about `numbers` in all: whole groups, and whole pieces of the inner axis where they are small.
+static inline ptrdiff_t rows_per_block(const SoftmaxRows* a, ptrdiff_t numbers) {
+  const ptrdiff_t group = a->inner > 1 && in_lanes(a) ? lanes_of(a) : (ptrdiff_t)LANES;
+  ptrdiff_t step = numbers / a->classes;
+  if (step < 1) step = 1;
+  if (group > LANES || step >= LANES) step = (step + group - 1) / group * group;
+  return a->inner > 1 && step >= a->inner ? step / a->inner * a->inner : step;
 }
 // Numbers of scratch that a kernel wants per thread.
 static inline ptrdiff_t scratch_of(const SoftmaxRows* a) {
+  if (in_sweeps(a)) return SWEPT_SCRATCH + 4 * LANES * a->classes;
   return in_lanes(a) ? 4 * lanes_of(a) * a->classes : a->classes <= MOST_BATCHED ? LANES * a->classes : 6 * (a->classes + 8);
 }
 // In double, up to eight rows at once: four arrays for a term, six for the system, two for each softmax, and the small system.
