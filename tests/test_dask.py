@@ -229,6 +229,22 @@ def test_to_local_pickle_save(tmp_path):
     assert not hasattr(twin, "coef_")
 
 
+@pytest.mark.parametrize("name", ["LogisticRegression", "MLPClassifier"])
+def test_parameters_are_those_of_the_namesake_and_client(name):
+    local, lazy = getattr(fx, name), getattr(fxd, name)
+    assert lazy().get_params() == {**local().get_params(), "client": None}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'clients'"):
+        lazy(clients=None)
+
+    class Own(lazy):
+        def __init__(self, more=3, client=None):
+            super().__init__(max_iter=7, client=client)
+            self.more = more
+
+    assert Own().get_params() == {"more": 3, "client": None}
+    assert Own().max_iter == 7
+
+
 # Errors ---------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 
 import dask
 import dask.array as da
@@ -12,13 +14,76 @@ from sklearn.utils.validation import _check_feature_names, check_is_fitted
 
 from fastxent.dask._sources import Collections
 
-__all__ = ["OnDask"]
+__all__ = ["OnDask", "lazy"]
+
+
+def lazy(name, what, shape):
+    """A method of the local model as one that answers collections lazily, and arrays at once.
+
+    Parameters
+    ----------
+    name : str
+        Of the method; `OnDask._answer` knows the shape and the dtype of what it returns.
+    what, shape : str
+        First line of the docstring; shape of the answer.
+    """
+
+    def method(self, X):
+        return self._lazily(name, X)
+
+    method.__name__, method.__qualname__ = name, f"OnDask.{name}"
+    method.__doc__ = f"""{what}
+
+        Parameters
+        ----------
+        X : Dask Array or DataFrame (n_samples, n_features)
+            Or an array, which is answered at once with an array.
+
+        Returns
+        -------
+        Dask Array {shape}, lazy
+        """
+    return method
+
+
+def _with_client(init):
+    """The constructor of an estimator of one machine with one more keyword, `client`, which scikit-learn sees."""
+
+    @functools.wraps(init)
+    def __init__(self, *args, client=None, **kwargs):
+        init(self, *args, **kwargs)
+        self.client = client
+
+    signature = inspect.signature(init)
+    client = inspect.Parameter("client", inspect.Parameter.KEYWORD_ONLY, default=None)
+    __init__.__signature__ = signature.replace(parameters=[*signature.parameters.values(), client])
+    return __init__
 
 
 class OnDask:
     """Mixin in front of an estimator of one machine, `_local`, with a parameter `client` on top of its own."""
 
     _local = None
+    _multilabel = False
+
+    def __init_subclass__(cls, **options):
+        if "_local" in vars(cls):  # not a subclass with parameters of its own
+            cls.__init__ = _with_client(cls._local.__init__)
+            cls._parameter_constraints = {**cls._local._parameter_constraints, "client": "no_validation"}
+        super().__init_subclass__(**options)
+
+    predict = lazy("predict", "The most probable class of every row.", "(n_samples,)")
+    predict_proba = lazy("predict_proba", "Probabilities of the classes.", "(n_samples, n_classes)")
+    predict_log_proba = lazy(
+        "predict_log_proba", "Logarithms of the probabilities, from the logits.", "(n_samples, n_classes)"
+    )
+
+    def _answer(self, name, dtype):
+        """Columns (None for a vector) and dtype of the answer of a method to rows of a dtype."""
+        n_classes = len(self.classes_)
+        if name != "predict":
+            return n_classes, self._score_dtype(dtype)
+        return (n_classes, np.dtype(np.int64)) if self._multilabel else (None, self.classes_.dtype)
 
     def __getstate__(self):
         return {**super().__getstate__(), "client": None}
@@ -57,22 +122,12 @@ class OnDask:
         """Not here: `to_local()` has it."""
         raise AttributeError(f"{type(self).__name__} of fastxent.dask has no partial_fit; to_local() has one")
 
-    def _lazily(self, method, X, columns, dtype=None):
-        """A method of the local model for every partition; at once where X is no collection.
-
-        Parameters
-        ----------
-        method : str
-        X : Dask collection, or whatever the local model takes
-        columns : int or None
-            Of the answer; None for a vector.
-        dtype : dtype or None
-            None: that of the scores.
-        """
+    def _lazily(self, name, X):
+        """A method of the local model for every partition; at once where X is no collection."""
         check_is_fitted(self)
         local = self.to_local()
         if not dask.is_dask_collection(X):
-            return getattr(local, method)(X)
+            return getattr(local, name)(X)
         if not isinstance(X, da.Array):
             _check_feature_names(local, X._meta, reset=False)
             X = X.to_dask_array()
@@ -82,20 +137,10 @@ class OnDask:
             raise ValueError(f"X: expected shape (n_samples, {self.n_features_in_}), got {X.shape}")
         if X.numblocks[1] > 1:
             X = X.rechunk({1: -1})
-        if dtype is None:
-            weights = self.coef_.dtype if hasattr(self, "coef_") else self.coefs_[0].dtype
-            dtype = np.result_type(weights, np.float32 if X.dtype == np.float32 else np.float64)
+        columns, dtype = self._answer(name, X.dtype)
         shape = {"drop_axis": 1} if columns is None else {"chunks": (X.chunks[0], (columns,))}
         meta = np.empty((0,) if columns is None else (0, 0), dtype)
-        return X.map_blocks(_predicted, local, method, dtype=dtype, meta=meta, **shape)
-
-    @property
-    def _n_classes(self):
-        return len(getattr(self, "classes_", ()))
-
-    @property
-    def _label_dtype(self):
-        return self.classes_.dtype if hasattr(self, "classes_") else None
+        return X.map_blocks(_predicted, local, name, dtype=dtype, meta=meta, **shape)
 
     def score(self, X, y, sample_weight=None):
         """Share of the rows, or of their weights, whose class is predicted.
@@ -128,8 +173,8 @@ def _right(local, X, y, sample_weight=None):
     return float(weight[right].sum()), float(weight.sum())
 
 
-def _predicted(X, local, method):
+def _predicted(X, local, name):
     if X.shape[0] == 0:  # which no estimator takes
         example = np.zeros((1, X.shape[1]), X.dtype)
-        return getattr(local, method)(example)[:0]
-    return getattr(local, method)(X)
+        return getattr(local, name)(example)[:0]
+    return getattr(local, name)(X)

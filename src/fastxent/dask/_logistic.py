@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from sklearn.base import _fit_context
 
 from fastxent import logistic
-from fastxent.dask._lazy import OnDask
+from fastxent.dask._lazy import OnDask, lazy
 from fastxent.dask._sources import open_source
 
 __all__ = ["LogisticRegression"]
@@ -57,52 +58,6 @@ class LogisticRegression(OnDask, logistic.LogisticRegression):
     """
 
     _local = logistic.LogisticRegression
-    _parameter_constraints = {**logistic.LogisticRegression._parameter_constraints, "client": "no_validation"}  # noqa: RUF012
-
-    def __init__(
-        self,
-        penalty="deprecated",
-        *,
-        C=1.0,
-        l1_ratio=0.0,
-        dual=False,
-        tol=1e-4,
-        fit_intercept=True,
-        intercept_scaling=1,
-        class_weight=None,
-        random_state=None,
-        solver="auto",
-        max_iter=100,
-        verbose=0,
-        warm_start=False,
-        n_jobs=None,
-        loss=None,
-        label_smoothing=0.0,
-        num_threads=None,
-        backend=None,
-        client=None,
-    ):
-        super().__init__(
-            penalty,
-            C=C,
-            l1_ratio=l1_ratio,
-            dual=dual,
-            tol=tol,
-            fit_intercept=fit_intercept,
-            intercept_scaling=intercept_scaling,
-            class_weight=class_weight,
-            random_state=random_state,
-            solver=solver,
-            max_iter=max_iter,
-            verbose=verbose,
-            warm_start=warm_start,
-            n_jobs=n_jobs,
-            loss=loss,
-            label_smoothing=label_smoothing,
-            num_threads=num_threads,
-            backend=backend,
-        )
-        self.client = client
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
@@ -129,58 +84,15 @@ class LogisticRegression(OnDask, logistic.LogisticRegression):
         with open_source(X, y, sample_weight, self.client, self.num_threads) as source:
             return self._fit_blocks(source, X, y, sample_weight)
 
-    def decision_function(self, X):
-        """Logits, as those of `fastxent.LogisticRegression`.
+    decision_function = lazy(
+        "decision_function",
+        "Logits, as those of `fastxent.LogisticRegression`.",
+        "(n_samples,) or (n_samples, n_classes)",
+    )
 
-        Parameters
-        ----------
-        X : Dask Array or DataFrame (n_samples, n_features)
-            Or an array, which is answered at once with an array.
+    def _answer(self, name, dtype):
+        columns, dtype = super()._answer(name, dtype)
+        return (None if name == "decision_function" and columns == 2 else columns), dtype
 
-        Returns
-        -------
-        Dask Array (n_samples,) or (n_samples, n_classes), lazy
-        """
-        return self._lazily("decision_function", X, self._n_classes if self._n_classes > 2 else None)
-
-    def predict(self, X):
-        """The most probable class of every row.
-
-        Parameters
-        ----------
-        X : Dask Array or DataFrame (n_samples, n_features)
-            Or an array.
-
-        Returns
-        -------
-        Dask Array (n_samples,), lazy
-        """
-        return self._lazily("predict", X, None, self._label_dtype)
-
-    def predict_proba(self, X):
-        """Probabilities of the classes.
-
-        Parameters
-        ----------
-        X : Dask Array or DataFrame (n_samples, n_features)
-            Or an array.
-
-        Returns
-        -------
-        Dask Array (n_samples, n_classes), lazy
-        """
-        return self._lazily("predict_proba", X, self._n_classes)
-
-    def predict_log_proba(self, X):
-        """Logarithms of the probabilities, as exact as those of `fastxent.LogisticRegression`.
-
-        Parameters
-        ----------
-        X : Dask Array or DataFrame (n_samples, n_features)
-            Or an array.
-
-        Returns
-        -------
-        Dask Array (n_samples, n_classes), lazy
-        """
-        return self._lazily("predict_log_proba", X, self._n_classes)
+    def _score_dtype(self, dtype):
+        return np.result_type(self.coef_.dtype, np.float32 if dtype == np.float32 else np.float64)

@@ -182,49 +182,6 @@ class MLPClassifier(OnDask, _Local):
     """
 
     _local = _Local
-    _parameter_constraints = {**_Local._parameter_constraints, "client": "no_validation"}  # noqa: RUF012
-
-    def __init__(
-        self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
-        *,
-        solver="auto",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        class_weight=None,
-        loss=None,
-        label_smoothing=0.0,
-        dropout=0.0,
-        clip_norm=None,
-        monitor=None,
-        num_threads=None,
-        backend=None,
-        client=None,
-    ):
-        given = {
-            name: value for name, value in locals().items() if name not in ("self", "client", "__class__")
-        }
-        super().__init__(**given)
-        self.client = client
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, *, validation_data=None):
@@ -320,48 +277,5 @@ class MLPClassifier(OnDask, _Local):
     def _evaluate(self, network, objective, validation):
         return super()._evaluate(network, self._objective(), validation)
 
-    def predict(self, X):
-        """The most probable class of every row.
-
-        Parameters
-        ----------
-        X : Dask Array or DataFrame (n_samples, n_features)
-            Or an array, which is answered at once with an array.
-
-        Returns
-        -------
-        Dask Array (n_samples,), lazy
-        """
-        return self._lazily("predict", X, None, self._label_dtype)
-
-    def predict_proba(self, X):
-        """Probabilities of the classes.
-
-        Parameters
-        ----------
-        X : Dask Array or DataFrame (n_samples, n_features)
-            Or an array.
-
-        Returns
-        -------
-        Dask Array (n_samples, n_classes), lazy
-        """
-        return self._lazily("predict_proba", X, self._n_classes, self._weight_dtype)
-
-    def predict_log_proba(self, X):
-        """Logarithms of the probabilities.
-
-        Parameters
-        ----------
-        X : Dask Array or DataFrame (n_samples, n_features)
-            Or an array.
-
-        Returns
-        -------
-        Dask Array (n_samples, n_classes), lazy
-        """
-        return self._lazily("predict_log_proba", X, self._n_classes, self._weight_dtype)
-
-    @property
-    def _weight_dtype(self):
-        return self.coefs_[0].dtype if hasattr(self, "coefs_") else None
+    def _score_dtype(self, dtype):
+        return self.coefs_[0].dtype
