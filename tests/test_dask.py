@@ -425,6 +425,9 @@ def test_cluster(cluster):
         assert pickle.loads(pickle.dumps(there)).client is None
         assert np.array_equal(there.predict(chunks[0]).compute(), model.predict(X))
         assert left_behind(client) == []
+        if n_workers == 1:
+            _marks_on_the_dashboard(client, model, chunks)
+            _through_the_scheduler(client, model, chunks)
         if n_workers == 2:
             persisted = [chunk.persist() for chunk in chunks]
             assert np.array_equal(clone(there).fit(*persisted).coef_, model.coef_)
@@ -436,19 +439,63 @@ def test_cluster(cluster):
         client.close()
 
 
+def _marks_on_the_dashboard(client, model, chunks):
+    """Tasks whose keys count the evaluations, which are gone after the fit."""
+    from fastxent.dask import _sources
+
+    seen, ask = set(), _sources.Cluster._ask
+
+    def watching(source, shards, question):
+        seen.update(key for key in client.futures if "evaluation" in key)
+        return ask(source, shards, question)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sources, "_MARK", 0.0)
+        patch.setattr(_sources.Cluster, "_ask", watching)
+        clone(model).set_params(client=client).fit(*chunks)
+    counts = sorted(int(key.split("-")[2]) for key in seen)
+    assert len(counts) > 5
+    assert counts == list(range(1, len(counts) + 1))
+    assert left_behind(client) == []
+
+
+def _through_the_scheduler(client, model, chunks):
+    """A client that may not, or cannot, connect to the workers: the scheduler passes messages on."""
+    from fastxent.dask import _sources
+
+    execute, direct = _sources.Cluster._execute, []
+
+    def unreachable(source, shard, method, args):
+        direct.append(shard.direct)
+        if shard.direct:
+            raise OSError("no route to host")
+        return execute(source, shard, method, args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sources.Cluster, "_execute", unreachable)
+        for chosen, tried in ((None, True), (False, False)):
+            client.direct_to_workers = chosen
+            direct.clear()
+            there = clone(model).set_params(client=client).fit(*chunks)
+            assert np.array_equal(there.coef_, model.coef_)
+            assert direct[0] == tried
+            assert not any(direct[1:])
+    client.direct_to_workers = None
+
+
 def _kill_a_worker_during_a_fit(client, model, chunks):
     from fastxent.dask import _sources
 
     pids, asked, ask = list(client.run(os.getpid).values()), [], _sources.Cluster._ask
 
-    def killing(actor, method, args):
-        asked.append(method)
+    def killing(source, shards, question):
+        asked.append(question)
         if len(asked) == 15:
             os.kill(pids[0], 9)
-        return ask(actor, method, args)
+        return ask(source, shards, question)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sources.Cluster, "_ask", staticmethod(killing))
+        patch.setattr(_sources.Cluster, "_ask", killing)
         hurt = clone(model).set_params(client=client).fit(*chunks)
     assert len(asked) > 15
     assert pids[0] not in client.run(os.getpid).values()

@@ -7,11 +7,14 @@ calls, `Scheduler` reads them anew each time, a block per thread in memory.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import operator
+import pickle
 import sys
 import time
+from typing import NamedTuple
 
 import dask
 import dask.array as da
@@ -23,6 +26,8 @@ __all__ = ["Cluster", "Collections", "Scheduler", "current_client", "open_source
 
 _PATIENCE = 30.0  # seconds until a worker that does not answer is known to be gone
 _GLANCE = 10.0  # seconds between two looks whether a worker that computes is still there
+_MARK = 1.0  # seconds between two tasks that show on the dashboard how many evaluations there were
+_CONTACT = 3.0  # seconds in which a worker that can be asked directly answers the first time
 
 
 class Collections:
@@ -244,15 +249,56 @@ class Shard:
         }
         self._run, self._num_threads = recipe.run, num_threads
 
-    def total(self, method, args):
-        """Sums over the blocks here as `Nodes.sums`, or the error."""
+    def total(self, question):
+        """Sums over the blocks here as `Nodes.sums`, or the error; pickled, as the question is.
+
+        Parameters
+        ----------
+        question : bytes
+            Method and arguments.  Bytes cross the connection as they are; arrays would cost Dask's serialization
+            of every one of them, a quarter of a millisecond each.
+        """
+        method, args = pickle.loads(question)
         nodes = Nodes()
         try:
             for number, objective in self._objectives.items():
                 nodes.add((0, number), self._run(number, objective, method, args, self._num_threads))
         except Exception as error:  # told apart from an error of the connection
-            return error
-        return nodes.sums
+            return _dumped(error)
+        return _dumped(nodes.sums)
+
+    @staticmethod
+    def ready():
+        """True."""
+        return True
+
+
+def _dumped(value):
+    try:
+        return pickle.dumps(value, 5)
+    except Exception:
+        from distributed.protocol.pickle import dumps  # errors of a session's own classes
+
+        return dumps(value)
+
+
+class _Placed(NamedTuple):
+    """A `Shard` on its worker.
+
+    Attributes
+    ----------
+    future : distributed.Future
+    actor : distributed.Actor
+    group : list of int
+        Numbers of its blocks.
+    direct : bool
+        Whether the client reaches the worker; otherwise the scheduler passes messages on.
+    """
+
+    future: object
+    actor: object
+    group: list
+    direct: bool
 
 
 class Cluster:
@@ -276,6 +322,7 @@ class Cluster:
         self._client, self._num_threads, self._reader = client, num_threads, collections.reader
         self.first_X = collections.first_X
         self._shards, self._recipe = [], None
+        self._evaluations, self._marks, self._marked = 0, [], time.monotonic()
         read = dask.delayed(self._reader.block, name="fastxent-read", pure=False)
         reads = [
             read(number, *part, dask_key_name=f"fastxent-read-{id(self)}-{time.monotonic_ns()}-{number}")
@@ -340,48 +387,88 @@ class Cluster:
                 allow_other_workers=True,
             )
             made.append((future, group))
-        self._shards += [(future, future.result(), group) for future, group in made]
+        placed = [_Placed(future, future.result(), group, True) for future, group in made]
+        self._shards += self._client.sync(self._contacted, placed)
+
+    async def _contacted(self, shards):
+        """The shards, and whether the client reaches each of them itself."""
+        chosen = self._client.direct_to_workers
+        if chosen is not None:
+            return [shard._replace(direct=bool(chosen)) for shard in shards]
+
+        async def reaches(shard):
+            try:
+                call = self._execute(shard, "ready", [])
+                return (await asyncio.wait_for(call, _CONTACT))["result"] is True
+            except Exception:  # no route, no answer, or somebody else's
+                return False
+
+        direct = await asyncio.gather(*map(reaches, shards))
+        return [shard._replace(direct=each) for shard, each in zip(shards, direct, strict=True)]
+
+    def _execute(self, shard, method, args):
+        """The call of a method as Dask's actors make it, but without the scheduler where it is not needed."""
+        from distributed.actor import ProxyRPC
+
+        address = shard.actor._address
+        rpc = self._client.rpc(address) if shard.direct else ProxyRPC(self._client.scheduler, address)
+        return rpc.actor_execute(actor=shard.actor.key, function=method, args=args)
 
     def total(self, method, *args):
         """A method of all blocks, added along the tree: one message to every worker, one from it."""
+        question = pickle.dumps((method, args), 5)
         parts, waiting = [], list(self._shards)
         while waiting:
-            calls = [(shard, self._ask(shard[1], method, args)) for shard in waiting]
             lost = []
-            for shard, call in calls:
-                answer = self._answer(shard, call)
-                if isinstance(answer, Exception):
-                    raise answer
+            for shard, answer in zip(waiting, self._client.sync(self._ask, waiting, question), strict=True):
                 if answer is None:
                     lost.append(shard)
-                else:
-                    parts.append(answer)
+                    continue
+                answer = pickle.loads(answer)
+                if isinstance(answer, Exception):
+                    raise answer
+                parts.append(answer)
             waiting = self._replaced(lost) if lost else []
+        self._mark()
         return tree_total(parts)
 
-    @staticmethod
-    def _ask(actor, method, args):
-        try:
-            return actor.total(method, args)
-        except RuntimeError:  # the worker is known to be lost
-            return None
+    def _mark(self):
+        """Count an evaluation; the count is in the key of a task that does nothing, which the dashboard shows."""
+        self._evaluations += 1
+        now = time.monotonic()
+        if now >= self._marked + _MARK:
+            self._marked = now
+            key = f"fastxent-evaluation-{self._evaluations}-{id(self)}-{time.monotonic_ns()}"
+            self._marks.append(self._client.submit(_nothing, key=key, pure=False))
 
-    def _answer(self, shard, call):
+    async def _ask(self, shards, question):
+        """What the shards say, in one wait of the calling thread."""
+        return await asyncio.gather(*(self._answer(shard, question) for shard in shards))
+
+    async def _answer(self, shard, question):
         """What a shard says; None where its worker is gone."""
-        future, actor, _ = shard
-        while call is not None:
-            try:
-                return call.result(timeout=_GLANCE)
-            except TimeoutError:
-                if future.status != "finished" or actor._address not in self._client.nthreads():
+        call = asyncio.ensure_future(self._execute(shard, "total", [question]))
+        try:
+            while not (await asyncio.wait([call], timeout=_GLANCE))[0]:
+                known = await self._client.scheduler.ncores()
+                if shard.future.status != "finished" or shard.actor._address not in known:
                     return None
-            except OSError:
+            answer = call.result()
+        except OSError:
+            return None
+        except Exception:
+            if shard.future.status != "finished":  # the shard went with its worker, and another answered
                 return None
-        return None
+            raise
+        finally:
+            call.cancel()
+        if answer["status"] != "OK":
+            raise answer["exception"]
+        return answer["result"]
 
     def _replaced(self, lost):
         """New shards for those whose workers are gone."""
-        gone = {shard[1]._address for shard in lost}
+        gone = {shard.actor._address for shard in lost}
         until = time.monotonic() + _PATIENCE
         while gone & set(self._client.nthreads()):
             if time.monotonic() > until:
@@ -392,21 +479,25 @@ class Cluster:
         self._shards = [shard for shard in self._shards if shard not in lost]
         kept = len(self._shards)
         _release(lost)
-        self._place(sorted(number for _, _, group in lost for number in group))
+        self._place(sorted(number for shard in lost for number in shard.group))
         return self._shards[kept:]
 
     def close(self):
         """Let the scheduler forget everything that was computed here."""
         _release(self._shards)
-        for block in self._blocks:
-            block.release()
-        self._shards, self._blocks = [], []
+        for future in (*self._blocks, *self._marks):
+            future.release()
+        self._shards, self._blocks, self._marks = [], [], []
+
+
+def _nothing():
+    """What a task does that only shows on the dashboard."""
 
 
 def _release(shards):
-    for future, actor, _ in shards:
-        future.release()
-        actor._future.release()  # an actor's calls are cycles, which would hold it until the next collection
+    for shard in shards:
+        shard.future.release()
+        shard.actor._future.release()  # an actor's calls are cycles, which would hold it until the next collection
 
 
 def _runs(n_blocks, threads):
