@@ -518,3 +518,28 @@ def test_training_goes_on_after_load(tmp_path):
     again = fx.load(tmp_path / "model.npz").partial_fit(X, y)
     moved = np.abs(again.coefs_[0] - model.coefs_[0])
     assert 0 < moved.max() < 0.01  # one step of Adam
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_a_stream_goes_on_after_load(tmp_path, form):
+    """LogisticRegression.partial_fit remembers earlier rows in the file: the same bits as without it."""
+    X, y = load_iris(return_X_y=True)
+    X, path = X if form == "dense" else sparse.csr_array(X), tmp_path / "model.npz"
+    model = fx.LogisticRegression().partial_fit(X[::2], y[::2], classes=[0, 1, 2])
+    model.save(path)
+    again, more = fx.load(path), (X[1::2], y[1::2])
+    assert np.array_equal(again.partial_fit(*more).coef_, model.partial_fit(*more).coef_)
+    (center, slope, curvature), mass = model._past
+    for wrong in (
+        ((center[1:], slope, curvature), mass),
+        ((center, slope, curvature[:-1]), mass),
+        ((center, slope.astype(np.float32), curvature), mass),
+        ((center, slope, curvature), -1.0),
+        ((center, slope, None), mass),
+        (3.0,),
+        "past",
+    ):
+        model._past = wrong
+        model.save(path)
+        with pytest.raises(ValueError, match="is not valid"):
+            fx.load(path)

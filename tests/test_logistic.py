@@ -568,7 +568,16 @@ def test_bar_on_a_terminal_and_nowhere_else(options, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"solver": "liblinear"}, {"l1_ratio": 0.5, "C": 0.3}, {"fit_intercept": False}], ids=str
+    "options",
+    [
+        {},
+        {"solver": "liblinear"},
+        {"l1_ratio": 0.5, "C": 0.3},
+        {"fit_intercept": False},
+        {"loss": "focal"},
+        {"loss": "gce"},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("k", [2, 3])
 def test_first_partial_fit_is_fit(options, k):
@@ -596,6 +605,40 @@ def test_partial_fits_come_close_to_one_fit(k, form, monkeypatch):
     first = penalized(LogisticRegression().fit(X[:50], y[:50]), X, y, 1.0, 0.0)
     # Of what the first batch alone lacks, the matrix leaves less than a twentieth, the diagonal less than a fifth.
     assert got - best < (first - best) * (0.05 if form == "dense" else 0.2)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("form", ["dense", "sparse", "many parameters"])
+def test_partial_fits_with_a_loss_object(k, form, monkeypatch):
+    """Cross-entropy as an object streams as cross-entropy does; losses that are not convex come close to one fit."""
+    from fastxent._penalized import ContinuedProblem
+
+    X, y = small(n=600, k=k)
+    form_of = sparse.csr_array if form == "sparse" else np.asarray
+    if form == "many parameters":
+        monkeypatch.setattr(ContinuedProblem, "MOST_PARAMETERS", 3)
+
+    def streamed(loss):
+        model = LogisticRegression(loss=loss, tol=1e-8, max_iter=1000)
+        for i in range(0, 600, 100):
+            model.partial_fit(form_of(X[i : i + 100]), y[i : i + 100], range(k))
+        return model
+
+    plain, given = streamed(None), streamed(SoftmaxCrossEntropy())
+    np.testing.assert_allclose(given.predict_proba(X), plain.predict_proba(X), atol=1e-5)
+    for loss in ("focal", "gce"):
+        model = streamed(loss)
+        whole = exact(loss=loss).fit(X, y)
+        first = exact(loss=loss).fit(X[:100], y[:100])
+        away = abs(model.predict_proba(X) - whole.predict_proba(X)).mean()
+        assert away < 0.5 * abs(first.predict_proba(X) - whole.predict_proba(X)).mean()
+
+
+def test_partial_fit_goes_on_with_sparse_rows_after_dense_ones():
+    X, y = small(n=200, k=3)
+    dense = exact().partial_fit(X[:100], y[:100], range(3)).partial_fit(X[100:], y[100:])
+    mixed = exact().partial_fit(X[:100], y[:100], range(3)).partial_fit(sparse.csr_array(X[100:]), y[100:])
+    assert_same_model(mixed, dense, atol=1e-6)
 
 
 def test_partial_fit_again_and_again_moves_by_the_weight_of_what_is_new():
@@ -653,8 +696,6 @@ def test_partial_fit_refuses():
         model.partial_fit(X[:, :3], y)
     with pytest.raises(ValueError, match="balanced"):
         LogisticRegression(class_weight="balanced").partial_fit(X, y, [0, 1])
-    with pytest.raises(ValueError, match="loss"):
-        LogisticRegression(loss="gce").partial_fit(X, y, [0, 1])
     with pytest.raises(ValueError, match="Negative"):
         model.partial_fit(X, y, sample_weight=-np.ones(len(y)))
     # fit forgets the stream

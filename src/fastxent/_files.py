@@ -46,13 +46,13 @@ _WRITERS = ("numpy", "scipy", "scikit-learn")
 class SaveMixin:
     """``save`` of an estimator, for the classes that `fastxent.load` knows."""
 
-    _saved = ()  # private attributes that predictions need
+    _saved = ()  # private attributes that a file keeps: what predictions need, or going on
 
     def save(self, path):
         """Write parameters and fitted attributes to a file that `fastxent.load` reads, without pickle.
 
         The file appears whole or not at all: it is written beside `path` and moved there. What is not kept: callbacks,
-        metadata requests, and what only continued training needs (an optimizer's momentum).
+        metadata requests, and an optimizer's momentum. What `LogisticRegression.partial_fit` knows of earlier rows is.
 
         Parameters
         ----------

@@ -93,10 +93,13 @@ class Problem:
             Hb += self.intercept_penalty * c
         return self.join(HW, Hb)
 
-    def hessian(self, w):
+    def hessian(self, w, convex=False):
+        """The Hessian (size, size); with `convex`, of the losses' part only the eigenvalues above zero."""
         W, b = self.split(w)
         d, k = self.shape
         H = self.objective.hessian(W, b, self.team) / self.mass
+        if convex:
+            H = _positive_part(H)
         diagonal = np.einsum("ii->i", H)
         diagonal[: d * k] += self.penalty
         diagonal[d * k :] += self.intercept_penalty
@@ -156,9 +159,9 @@ class Problem:
         return not self.objective.is_sparse and self.shape[0] <= _FACTOR_FEATURES
 
     def curvature(self, w):
-        """The Hessian's diagonal, as a vector like w."""
+        """The Hessian's diagonal, as a vector like w; of the losses' part what is above zero."""
         W, b = self.split(w)
-        diagonal = self.objective.curvature(W, b, self.team) / self.mass
+        diagonal = np.maximum(self.objective.curvature(W, b, self.team), 0.0) / self.mass
         diagonal[:-1] += self.penalty
         diagonal[-1] += self.intercept_penalty
         return diagonal.ravel()[: self.size]
@@ -171,7 +174,8 @@ class ContinuedProblem(Problem):
 
     c is the solution so far and g the gradient there, without the absolute values'; A is the sum of the earlier
     Hessians at the solutions of their time, the penalty's included (Laplace's approximation of what those rows
-    say): the whole matrix for few parameters, its diagonal otherwise.
+    say): the whole matrix for few parameters, its diagonal otherwise.  Losses that are not convex give the positive
+    part of their Hessians: without a lower bound the quadratic would stand for nothing.
 
     Parameters
     ----------
@@ -191,7 +195,9 @@ class ContinuedProblem(Problem):
 
     @property
     def whole(self):
-        """Whether A is a whole matrix."""
+        """Whether A is a whole matrix, as the first call decided."""
+        if self.past is not None:
+            return self.past[2].ndim == 2
         return self.size <= self.MOST_PARAMETERS and not self.objective.is_sparse
 
     def value_and_grad(self, w):
@@ -204,8 +210,8 @@ class ContinuedProblem(Problem):
             grad += (slope + pull) / self.mass
         return value, grad
 
-    def hessian(self, w):
-        H = super().hessian(w)
+    def hessian(self, w, convex=False):
+        H = super().hessian(w, convex)
         return H if self.past is None else H + self.past[2] / self.mass
 
     def preconditioner(self):
@@ -221,6 +227,14 @@ class ContinuedProblem(Problem):
         """`past` for the calls after this one, whose solution is w."""
         slope = self.mass * self.value_and_grad(w)[1]
         if self.whole:
-            return w, slope, self.mass * self.hessian(w)
+            return w, slope, self.mass * self.hessian(w, convex=not self.objective.rows.factored)
         earlier = 0.0 if self.past is None else self.past[2]
         return w, slope, earlier + self.mass * self.curvature(w)
+
+
+def _positive_part(H):
+    """A symmetric matrix with its eigenvalues below zero replaced by zero."""
+    values, vectors = linalg.eigh(H)
+    if values[0] >= 0:
+        return H
+    return (vectors * np.maximum(values, 0.0)) @ vectors.T

@@ -77,6 +77,23 @@ def _check_logistic(model):
     _check_weights(model.coef_, "coef_", (outputs, model.n_features_in_))
     _check_weights(model.intercept_, "intercept_", (outputs,))
     _check_names(model)
+    if getattr(model, "_past", None) is not None:
+        _check_past(model._past, outputs * model.n_features_in_ + outputs * bool(model.fit_intercept))
+
+
+def _check_past(past, size):
+    """What `LogisticRegression.partial_fit` goes on from: the solution, the gradient there, Hessians; a mass."""
+    (center, slope, curvature), mass = past
+    for name, array, shapes in (
+        ("center", center, [(size,)]),
+        ("slope", slope, [(size,)]),
+        ("curvature", curvature, [(size,), (size, size)]),
+    ):
+        if type(array) is not np.ndarray or array.dtype != np.float64 or array.shape not in shapes:
+            found = f"{array.dtype} {array.shape}" if type(array) is np.ndarray else type(array).__name__
+            raise ValueError(f"_past: the {name} is {found}, expected float64 of shape {shapes[-1]}")
+    if not (isinstance(mass, float) and 0 < mass < np.inf):
+        raise ValueError(f"_past: the mass is {mass!r}, expected a positive number")
 
 
 def _check_mlp(model):

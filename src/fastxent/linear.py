@@ -558,26 +558,36 @@ class LinearObjective:
                 H[d * k :, d * k + j] += D.sum(axis=0, dtype=np.float64)
 
     def curvature(self, W, b, team):
-        """Diagonal of the Hessian, (d + 1, K), its last row the intercept's; for rows with a `factor`, any X."""
+        """Diagonal of the Hessian, (d + 1, K), its last row the intercept's."""
         W, b = self._parameters(W, b)
-        weight = self.rows.sample_weight
 
         def run(segment):
             total = np.zeros((self.shape[0] + 1, self.shape[1]))
             for block in segment:
                 X, start, stop = self._read(block), block.start, block.stop
                 out = None if _is_sparse(X) else np.empty((stop - start, self.shape[1]), self.dtype)
-                root = _logits(X, W, b, out)
-                self.rows.factor(root, start, stop, team.inner_threads)
-                each = root * root
-                if self.shape[1] > 1:
-                    v = 1.0 if weight is None else np.sqrt(weight[start:stop])
-                    each = v * root - each
+                each = self._row_curvature(_logits(X, W, b, out), start, stop, team.inner_threads)
                 total[:-1] += (X.multiply(X) if _is_sparse(X) else X * X).T @ each
                 total[-1] += each.sum(axis=0, dtype=np.float64)
             return (total,)
 
         return _ordered_sum(team.map(run, self.segments))[0]
+
+    def _row_curvature(self, Z, start, stop, threads):
+        """Diagonals of the Hessians of rows with logits Z, which are overwritten: from factors, or column by column."""
+        if self.rows.factored:
+            self.rows.factor(Z, start, stop, threads)
+            if self.shape[1] == 1:
+                return Z * Z
+            weight = self.rows.sample_weight
+            return (1.0 if weight is None else np.sqrt(weight[start:stop])) * Z - Z * Z
+        each = np.empty_like(Z)
+        for j in range(self.shape[1]):
+            D = np.zeros_like(Z)
+            D[:, j] = 1
+            self.rows.hvp(Z, start, stop, D, threads)
+            each[:, j] = D[:, j]
+        return each
 
     def moment(self, team, most_rows=math.inf):
         """Weighted second moments of X and a column of ones: Σ v [x; 1] [x; 1]ᵀ, (d + 1, d + 1), dense X.

@@ -134,6 +134,8 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         "backend": [StrOptions(set(_backend.NAMES)), None],
     }
 
+    _saved = ("_past",)
+
     def __init__(
         self,
         penalty="deprecated",
@@ -275,7 +277,9 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         Every call minimizes the losses of its own rows, exactly as `fit` would, plus a quadratic that stands
         for all earlier rows: the Hessians of the earlier calls around their solution, the whole matrix up to
         1000 parameters and its diagonal beyond.  So the first call is `fit`, rows given twice count twice,
-        and no learning rate needs to be chosen.  After `fit` it starts from nothing again.
+        and no learning rate needs to be chosen.  After `fit` it starts from nothing again; `save` keeps the
+        quadratic, so that a stream goes on where a file left it.  A loss that is not convex leaves the part
+        of its Hessian whose curvature is positive.
 
         Parameters
         ----------
@@ -295,7 +299,7 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         ------
         ValueError
             As for `fit`; for labels that are none of `classes`; for ``class_weight="balanced"``, which
-            needs all rows, and for a loss object.
+            needs all rows.
 
         Examples
         --------
@@ -307,8 +311,6 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         >>> model.predict([[0.5], [2.5]]).tolist()
         [0, 1]
         """
-        if self.loss is not None:
-            raise ValueError(f"partial_fit expects loss=None, cross-entropy, got loss={self.loss!r}")
         if self.backend == "cuda":
             raise ValueError("partial_fit expects a backend in memory, got backend='cuda': it needs Hessians")
         if self.class_weight == "balanced":
