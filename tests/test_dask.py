@@ -328,8 +328,64 @@ def test_network_options():
         clone(model).fit(*chunks, validation_data=(X[:100], y[:100])).coefs_[0], model.coefs_[0]
     )
     assert np.array_equal(pickle.loads(pickle.dumps(model)).coefs_[0], model.coefs_[0])
-    with pytest.raises(ValueError, match="solver: expected one of mini-batches"):
-        model.set_params(solver="lbfgs").fit(*chunks)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}, {"loss": "focal"}], ids=str)
+@pytest.mark.filterwarnings("ignore:lbfgs failed")
+def test_network_by_lbfgs_is_that_of_one_machine(dtype, options):
+    """Whole batches: the same objective, gradient and steps, one of the partitions empty."""
+    X, y, w = problem(3, dtype=dtype)
+    options = {"hidden_layer_sizes": (5,), "solver": "lbfgs", "random_state": 3, "alpha": 0.5, **options}
+    parts = [da.from_array(a, chunks=((400, 0, 700, 436), *a.shape[1:])) for a in (X, y, w)]
+    for max_iter, rtol in ((3, 1e-3 if dtype == np.float32 else 1e-7), (60, None)):
+        local = fx.MLPClassifier(max_iter=max_iter, **options).fit(X, y, w)
+        lazy = fxd.MLPClassifier(max_iter=max_iter, **options).fit(*parts)
+        assert lazy.coefs_[0].dtype == dtype
+        if rtol is not None:
+            np.testing.assert_allclose(lazy.coefs_[0], local.coefs_[0], rtol=rtol, atol=rtol / 10)
+            assert lazy.loss_curve_ == pytest.approx(local.loss_curve_, rel=1e-5)
+        else:
+            assert lazy.loss_ == pytest.approx(local.loss_, rel=0.02)
+    with pytest.raises(ValueError, match="validation_data expects a stochastic solver"):
+        lazy.fit(*parts, validation_data=(X, y))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"class_weight": "balanced"}, {"class_weight": {0: 3.0, 2: 0.5}}], ids=str
+)
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.filterwarnings("ignore")
+def test_network_takes_indicators(solver, options):
+    """Several labels per row, as integers or booleans."""
+    X, y, w = problem(4)
+    Y = np.stack([y == 0, y < 2, X[:, 0] > 0.5], axis=1).astype(np.int8)
+    options = {"solver": solver, "batch_size": 300, "max_iter": 4, "random_state": 3, "alpha": 0.1, **options}
+    local = fx.MLPClassifier((7,), **options).fit(X, Y, w)
+    lazy = fxd.MLPClassifier((7,), **options).fit(*chunked(X, Y, w, rows=400))
+    for found, expected in zip(lazy.coefs_ + lazy.intercepts_, local.coefs_ + local.intercepts_, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    dX, dY = chunked(X, Y.astype(bool))
+    again = clone(lazy).fit(dX, dY, chunked(w)[0])
+    assert again.loss_curve_ == pytest.approx(lazy.loss_curve_, rel=1e-8)
+    for method in ("predict", "predict_proba", "predict_log_proba"):
+        found, expected = getattr(lazy, method)(dX), getattr(lazy.to_local(), method)(X)
+        assert (found.shape, found.dtype, found.chunks[0]) == (expected.shape, expected.dtype, dX.chunks[0])
+        np.testing.assert_allclose(found.compute(), expected, rtol=1e-12)
+    assert lazy.score(dX, chunked(Y)[0]) == pytest.approx(lazy.to_local().score(X, Y))
+
+
+def test_indicator_errors():
+    X, y, _ = problem(3)
+    Y = np.eye(3, dtype=int)[y]
+    wrong = Y.copy()
+    wrong[520, 1] = 2
+    with pytest.raises(ValueError, match=r"block 1: y\[8\] is \[.*2.*\], expected 0 and 1"):
+        fxd.MLPClassifier().fit(*chunked(X, wrong))
+    with pytest.raises(ValueError, match="expects an elementwise loss"):
+        fxd.MLPClassifier(loss="gce").fit(*chunked(X, Y))
+    with pytest.raises(ValueError, match="expected labels"):
+        fxd.LogisticRegression().fit(*chunked(X, Y))
 
 
 # Classes split over workers --------------------------------------------------------------------------------

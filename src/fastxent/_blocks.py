@@ -139,12 +139,12 @@ class Survey:
     sparse : bool
     nnz : int
         Stored entries of a sparse X, else those of the array.
-    soft : bool
-        Whether y is a matrix of probabilities.
+    kind : {"labels", "soft", "indicators"}
+        Whether y has a label per row, a matrix of probabilities, or one of 0 and 1.
     classes : ndarray
-        Sorted labels of the rows that have a weight.
+        Sorted labels of the rows that have a weight; the numbers of the columns of a matrix.
     class_mass : ndarray
-        Their weights; empty for soft labels.
+        Their weights; empty for soft labels, those of the rows with a 1 for indicators.
     lengths : tuple of int
         Rows of every block, in order.
     """
@@ -155,7 +155,7 @@ class Survey:
     dtype: str
     sparse: bool
     nnz: int
-    soft: bool
+    kind: str
     classes: np.ndarray = dataclasses.field(repr=False)
     class_mass: np.ndarray = dataclasses.field(repr=False)
     lengths: tuple
@@ -165,17 +165,19 @@ class Survey:
             ("n_features", "columns in X"),
             ("dtype", "dtype of X"),
             ("sparse", "sparse X"),
-            ("soft", "soft labels"),
+            ("kind", "y"),
         ):
             mine, its = getattr(self, name), getattr(other, name)
             if mine != its:
                 raise ValueError(f"blocks: expected the same in all of them, got {what}: {mine} and {its}")
-        if self.soft and len(self.classes) != len(other.classes):
+        if self.kind != "labels" and len(self.classes) != len(other.classes):
             sizes = f"{len(self.classes)} and {len(other.classes)}"
             raise ValueError(f"y: expected the same number of columns in all blocks, got {sizes}")
         classes, class_mass = self.classes, self.class_mass
-        if not self.soft:
+        if self.kind == "labels":
             classes, class_mass = _united(self, other)
+        elif self.kind == "indicators":
+            class_mass = class_mass + other.class_mass
         return dataclasses.replace(
             self,
             n_rows=self.n_rows + other.n_rows,
@@ -203,7 +205,7 @@ def _united(*surveys):
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Checks blocks as `fit` checks whole data.
+    """Checks blocks as `fit` checks whole data; indicators become booleans.
 
     Parameters
     ----------
@@ -211,10 +213,13 @@ class Reader:
         Of the answer; None keeps a block's own, and float64 for integers.
     n_features : None or int
         What X must have.
+    indicators : bool
+        Whether a matrix y of integers or booleans is one of indicators, and no error.
     """
 
     dtype: str | None = None
     n_features: int | None = None
+    indicators: bool = False
 
     def block(self, number, X, y, sample_weight=None):
         """A checked `Block`.
@@ -237,6 +242,8 @@ class Reader:
             y = np.asarray(y)
             if y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind == "f":
                 y = soft_labels(check_array(y, dtype=X.dtype, input_name="y", **least))
+            elif self.indicators and y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "biu":
+                y = _indicators(y)
             elif y.ndim == 2 and y.shape[1] == 1:
                 y = y[:, 0]
             elif y.ndim != 1:
@@ -259,7 +266,10 @@ class Reader:
         X, y, weight = block
         n_rows = X.shape[0]
         classes, class_mass = np.arange(y.shape[1]) if y.ndim == 2 else y[:0], np.empty(0)
-        if y.ndim == 1:
+        kind = "labels" if y.ndim == 1 else "indicators" if y.dtype == bool else "soft"
+        if kind == "indicators":
+            class_mass = (np.ones(n_rows) if weight is None else weight.astype(np.float64)) @ y
+        elif kind == "labels":
             counted = slice(None) if weight is None else weight > 0
             if len(y[counted]):
                 classes, codes = encoded(number, y[counted])
@@ -272,7 +282,7 @@ class Reader:
             dtype=X.dtype.name,
             sparse=sparse.issparse(X),
             nnz=X.nnz if sparse.issparse(X) else X.size,
-            soft=y.ndim == 2,
+            kind=kind,
             classes=classes,
             class_mass=class_mass,
             lengths=(n_rows,),
@@ -308,6 +318,21 @@ def soft_labels(y):
     return y
 
 
+def _indicators(y):
+    """A matrix of 0 and 1 as booleans.
+
+    Raises
+    ------
+    ValueError
+        For the first row with another number.
+    """
+    wrong = ((y != 0) & (y != 1)).any(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"y[{row}] is {y[row]}, expected 0 and 1: a matrix y of integers holds indicators.")
+    return y.astype(bool)
+
+
 def classes_of(survey, class_weight):
     """Classes, their weights (one per class, or None) and the mass of all rows, from the survey of all blocks.
 
@@ -321,7 +346,7 @@ def classes_of(survey, class_weight):
     if survey.mass == 0:
         raise ValueError("Sample weights must contain at least one non-zero number.")
     classes = survey.classes
-    if survey.soft:
+    if survey.kind == "soft":
         if class_weight is not None:
             raise ValueError(
                 "class_weight: expected None for a matrix y of soft labels, which have no one class."
@@ -519,7 +544,7 @@ class BlockObjective:
 
     def __init__(self, source, survey, recipe):
         self._source, self.dtype = source, np.dtype(survey.dtype)
-        empty = np.empty((0, *survey.classes.shape)) if survey.soft else np.empty(0, np.intp)
+        empty = np.empty((0, *survey.classes.shape)) if survey.kind == "soft" else np.empty(0, np.intp)
         rows = recipe.rows(empty, None, self.dtype)
         self.shift_free = rows.shift_free
         self.shape = (survey.n_features, rows.n_outputs)

@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 from sklearn.base import _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_feature_names
 
 from fastxent._blocks import Block, classes_of, encoded
@@ -15,7 +14,7 @@ from fastxent.dask._lazy import OnDask
 from fastxent.dask._sources import open_source
 from fastxent.mlp._classifier import MLPClassifier as _Local
 from fastxent.mlp._network import Dropout, Network, Pass
-from fastxent.mlp._training import NumpyStep
+from fastxent.mlp._training import FullObjective, NumpyStep
 
 __all__ = ["MLPClassifier"]
 
@@ -30,6 +29,8 @@ class Recipe:
     activation : str
     classes : ndarray (n_classes,)
     class_vector : None or ndarray (n_classes,)
+    pos_weight : None or ndarray (n_classes,)
+        Weights of the positive rows of indicators.
     model : fastxent.MLPClassifier
         Unfitted, with what decides the loss of the output layer.
     dropout : None or (float, int)
@@ -40,6 +41,7 @@ class Recipe:
     activation: str
     classes: np.ndarray
     class_vector: np.ndarray | None
+    pos_weight: np.ndarray | None
     model: object
     dropout: tuple | None
 
@@ -68,16 +70,33 @@ class Gradients:
         if y.ndim == 1:
             y = encoded(number, y, recipe.classes, v)[1] if len(y) else np.empty(0, np.intp)
             v = row_weights(v, recipe.class_vector, y, X.dtype, some=False)
-        self._block = Block(X, recipe.model._as_targets(y, X.dtype), v)
-        self._objective = recipe.model._objective()
+        targets = y.astype(X.dtype) if y.dtype == bool else recipe.model._as_targets(y, X.dtype)
+        self._block = Block(X, targets, v)
+        self._objective = recipe.model._objective(recipe.pos_weight)
         self._network = Network(recipe.units, recipe.activation, X.dtype)
         self._dropout = None if recipe.dropout is None else Dropout(*recipe.dropout)
-        self._pass, self._rows = None, 0
+        self._pass, self._rows, self._full = None, 0, None
 
     def weights(self, number):
         """Number and row weights of the block, in a list."""
         v = self._block.sample_weight
         return ([(number, np.ones(self._block.X.shape[0], self._block.X.dtype) if v is None else v)],)
+
+    def whole(self, number, params, mass):
+        """Loss and gradient of all rows of this block over the mass of all blocks' rows, without penalty.
+
+        Parameters
+        ----------
+        params : ndarray, float64
+            All weights.
+        mass : float
+        """
+        X, y, v = self._block
+        if X.shape[0] == 0:
+            return None
+        if self._full is None:
+            self._full = FullObjective(self._network, self._objective, X, y, v, 0.0, mass)
+        return self._full.value_and_grad(params)
 
     def step(self, number, params, chosen, mass, drawn):
         """Loss and gradient of the rows that a step takes from this block.
@@ -143,6 +162,33 @@ class Step(NumpyStep):
         return loss, mass
 
 
+class BlockObjective:
+    """`FullObjective` over the blocks of a source.
+
+    Parameters
+    ----------
+    source : `Cluster` or `Scheduler`, prepared
+    network : Network
+        Whose dtype the weights are sent in.
+    mass : float
+        Of all rows.
+    alpha : float
+    """
+
+    def __init__(self, source, network, mass, alpha):
+        self._source, self._mass, self._alpha = source, mass, float(alpha)
+        self._n_coefs, self._dtype, self.calls = network.n_coefs, network.params.dtype, 0
+
+    def value_and_grad(self, w):
+        """Objective and gradient at the float64 vector w (n_params,)."""
+        self.calls += 1
+        w = w.astype(self._dtype, copy=False)
+        loss, grad = self._source.total("whole", w, self._mass)
+        coefs = w[: self._n_coefs]
+        grad[: self._n_coefs] += self._alpha / self._mass * coefs
+        return loss + 0.5 * self._alpha / self._mass * float(coefs @ coefs), grad
+
+
 class MLPClassifier(OnDask, _Local):
     """`fastxent.MLPClassifier` over Dask collections, by synchronous steps.
 
@@ -157,14 +203,14 @@ class MLPClassifier(OnDask, _Local):
     shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping
     validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun, class_weight, loss, label_smoothing
     dropout, clip_norm, monitor, num_threads, backend
-        As for `fastxent.MLPClassifier`, but for solver="lbfgs", which is not here, and early stopping, which needs
-        `validation_data`.
+        As for `fastxent.MLPClassifier`, but for early stopping, which needs `validation_data`.
     client : dask.distributed.Client or None, default=None
         None is the current one, and without one there is no cluster.  It is not pickled.
 
     Notes
     -----
-    A step costs a message, so `batch_size` should be thousands.  This machine holds 8 bytes per row for their order.
+    A step costs a message, so `batch_size` should be thousands; "lbfgs" sends one per evaluation over all rows.
+    This machine holds 8 bytes per row for the order of mini-batches.
     A loss object whose value for a batch is no sum over rows (dice, Tversky) is summed over the partitions.
 
     Examples
@@ -190,8 +236,8 @@ class MLPClassifier(OnDask, _Local):
         Parameters
         ----------
         X : Dask Array (n_samples, n_features), dense or with CSR chunks, or DataFrame
-        y : Dask Array or Series (n_samples,), or Array or DataFrame of floats (n_samples, n_classes)
-            Labels, or probabilities of the classes.
+        y : Dask Array or Series (n_samples,), or Array or DataFrame (n_samples, n_classes)
+            Labels; or floats, the probabilities of the classes; or integers or booleans, indicators of 0 and 1.
         sample_weight : None, or Dask Array or Series (n_samples,)
         validation_data : None, (X, y) or (X, y, sample_weight), default=None
             Arrays of this machine, scored after every epoch.
@@ -207,55 +253,57 @@ class MLPClassifier(OnDask, _Local):
         ValueError
             As `fastxent.MLPClassifier.fit`; for partitions that do not belong together.
         """
-        if self.solver == "lbfgs":
-            raise ValueError("solver: expected one of mini-batches, got 'lbfgs', which is not here")
-        if self.early_stopping and validation_data is None:
+        if self.early_stopping and self.solver != "lbfgs" and validation_data is None:
             raise ValueError(
                 "early_stopping expects validation_data=(X, y), arrays of this machine, got None"
             )
         self._check_combinations(False, validation_data)
         hidden = self._hidden_units()
         first = not (self.warm_start and hasattr(self, "coefs_"))
-        with open_source(X, y, sample_weight, self.client, self.num_threads) as source:
+        with open_source(X, y, sample_weight, self.client, self.num_threads, indicators=True) as source:
             survey = source.survey()
-            classes, class_vector, _ = classes_of(survey, self.class_weight)
-            if not first and not np.array_equal(classes, self.classes_):
+            multilabel = survey.kind == "indicators"
+            classes, class_vector, mass = classes_of(survey, None if multilabel else self.class_weight)
+            if not first and not (np.array_equal(classes, self.classes_) and multilabel == self._multilabel):
                 raise ValueError(
                     f"warm_start expects the classes of the last fit, {self.classes_}, got {classes}"
                 )
-            self.classes_, self._multilabel = classes, False
+            self.classes_, self._multilabel = classes, multilabel
             self._set_outputs()
+            dtype, pos_weight = np.dtype(survey.dtype), None
+            if multilabel:
+                pos_weight = self._positive_weights(survey.class_mass, survey.mass, dtype)
             self.n_features_in_ = survey.n_features
             _check_feature_names(self, source.first_X, reset=True)
-            self._random_state = check_random_state(self.random_state)
-            network = Network(
-                [survey.n_features, *hidden, self.n_outputs_], self.activation, np.dtype(survey.dtype)
-            )
-            if first:
-                network.initialize(self._random_state)
-                self._reset(network)
-            else:
-                self._check_shapes(network)
-                network.copy_from(self.coefs_, self.intercepts_)
-            self.coefs_, self.intercepts_ = network.coefs, network.intercepts
-            recipe = Recipe(network.units, self.activation, classes, class_vector, self._shell(), None)
-            v = None
-            if sample_weight is not None or class_vector is not None:
-                source.prepare(recipe)
-                v = np.concatenate(
-                    [weights for _, weights in sorted(source.total("weights")[0], key=lambda p: p[0])]
-                )
-            rows = np.arange(survey.n_rows) if v is None else np.flatnonzero(v)
-            validation = None if validation_data is None else self._validation_set(validation_data)
-            self._running = (source, survey.lengths, recipe)
-            try:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    given = (network, None, X, y, v, sample_weight, rows, validation, False)
-                    self._fit_stochastic(*given)
-            finally:
-                del self._running
+            network = self._begin(survey.n_features, hidden, dtype, first)
+            shape = (network.units, self.activation)
+            recipe = Recipe(*shape, classes, class_vector, pos_weight, self._shell(), None)
+            with np.errstate(over="ignore", invalid="ignore"):
+                if self.solver == "lbfgs":
+                    source.prepare(recipe)
+                    full = BlockObjective(source, network, mass, self.alpha)
+                    self._fit_lbfgs(network, full, survey.n_rows, X, y, sample_weight)
+                else:
+                    weighted = sample_weight is not None or class_vector is not None
+                    given = (X, y, sample_weight, validation_data)
+                    self._fit_steps(source, survey, recipe, network, weighted, *given)
         self._check_finite(network)
         return self
+
+    def _fit_steps(self, source, survey, recipe, network, weighted, X, y, sample_weight, validation_data):
+        """The mini-batches; the last four arguments are those of `fit`."""
+        v = None
+        if weighted:
+            source.prepare(recipe)
+            v = np.concatenate([of for _, of in sorted(source.total("weights")[0], key=lambda p: p[0])])
+        rows = np.arange(survey.n_rows) if v is None else np.flatnonzero(v)
+        validation = None if validation_data is None else self._validation_set(validation_data)
+        self._running = (source, survey.lengths, recipe)
+        try:
+            objective = self._objective(recipe.pos_weight)
+            self._fit_stochastic(network, objective, X, y, v, sample_weight, rows, validation, False)
+        finally:
+            del self._running
 
     def _shell(self):
         """The local estimator, unfitted, that makes the losses of a block."""
@@ -273,9 +321,6 @@ class MLPClassifier(OnDask, _Local):
         source.prepare(recipe)
         options = (batch_size, self.alpha, self.clip_norm, self._dropout)
         return Step(source, lengths, network, self._optimizer, v, *options)
-
-    def _evaluate(self, network, objective, validation):
-        return super()._evaluate(network, self._objective(), validation)
 
     def _score_dtype(self, dtype):
         return self.coefs_[0].dtype

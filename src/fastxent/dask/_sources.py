@@ -38,6 +38,8 @@ class Collections:
     X : Dask Array (n_samples, n_features) or DataFrame
     y : Dask Array or Series (n_samples,), or Array or DataFrame (n_samples, n_classes)
     sample_weight : None, or Dask Array or Series (n_samples,)
+    indicators : bool
+        As for `Reader`.
 
     Raises
     ------
@@ -47,8 +49,8 @@ class Collections:
         For another number of dimensions or of partitions, or partitions of other lengths.
     """
 
-    def __init__(self, X, y, sample_weight=None):
-        self.first_X = getattr(X, "_meta", None)
+    def __init__(self, X, y, sample_weight=None, indicators=False):
+        self.first_X, self._indicators = getattr(X, "_meta", None), indicators
         self.n_features, self.dtype = None, "float64"
         lists = [_delayed(X, "X", (2,)), _delayed(y, "y", (1, 2))]
         if sample_weight is not None:
@@ -82,7 +84,7 @@ class Collections:
     @property
     def reader(self):
         """Of the blocks."""
-        return Reader(self.dtype, self.n_features)
+        return Reader(self.dtype, self.n_features, self._indicators)
 
 
 def _is_frame(collection):
@@ -161,7 +163,7 @@ def current_client(client=None):
 
 
 @contextlib.contextmanager
-def open_source(X, y, sample_weight, client, num_threads):
+def open_source(X, y, sample_weight, client, num_threads, indicators=False):
     """A source for collections, which leaves nothing on the cluster.
 
     Parameters
@@ -171,8 +173,10 @@ def open_source(X, y, sample_weight, client, num_threads):
     client : None or dask.distributed.Client
         None is the current one, or no cluster.
     num_threads : None or int
+    indicators : bool
+        As for `Reader`.
     """
-    collections = Collections(X, y, sample_weight)
+    collections = Collections(X, y, sample_weight, indicators)
     client = current_client(client)
     if client is None:
         yield Scheduler(collections, num_threads)

@@ -407,8 +407,23 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         sample_weight = check_sample_weight(sample_weight, X.shape[0], X.dtype)
         labels = y
         y, v, pos_weight = self._targets(y, sample_weight, X.dtype, first, incremental)
+        network = self._begin(X.shape[1], hidden, X.dtype, first)
+        objective = self._objective(pos_weight)
+        # Overflow on the way to a non-finite loss is reported once, by an error that names the step.
+        with self._blas_threads(), np.errstate(over="ignore", invalid="ignore"):
+            if self.solver == "lbfgs":
+                full = FullObjective(network, objective, X, y, v, self.alpha)
+                self._fit_lbfgs(network, full, X.shape[0], X, y, v)
+            else:
+                validation = self._split(X, y, labels, v, sample_weight, validation_data)
+                self._fit_stochastic(network, objective, X, y, v, sample_weight, *validation, incremental)
+        self._check_finite(network)
+        return self
+
+    def _begin(self, n_features, hidden, dtype, first):
+        """The network to train: initialized, or with the weights there are."""
         self._random_state = check_random_state(self.random_state)
-        network = Network([X.shape[1], *hidden, self.n_outputs_], self.activation, X.dtype)
+        network = Network([n_features, *hidden, self.n_outputs_], self.activation, dtype)
         if first:
             network.initialize(self._random_state)
             self._reset(network)
@@ -417,16 +432,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             network.copy_from(self.coefs_, self.intercepts_)
         # Views of the flat buffer: what a step writes is what the estimator predicts with.
         self.coefs_, self.intercepts_ = network.coefs, network.intercepts
-        objective = self._objective(pos_weight)
-        # Overflow on the way to a non-finite loss is reported once, by an error that names the step.
-        with self._blas_threads(), np.errstate(over="ignore", invalid="ignore"):
-            if self.solver == "lbfgs":
-                self._fit_lbfgs(network, objective, X, y, v)
-            else:
-                validation = self._split(X, y, labels, v, sample_weight, validation_data)
-                self._fit_stochastic(network, objective, X, y, v, sample_weight, *validation, incremental)
-        self._check_finite(network)
-        return self
+        return network
 
     def _check_finite(self, network):
         if not np.isfinite(network.params).all():
@@ -505,12 +511,9 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         self.classes_, self._multilabel = classes, multilabel
         self._set_outputs()
         if multilabel:
-            if self.loss is not None and not self._loss_is_elementwise():
-                raise ValueError(
-                    f"y: a matrix of indicators expects an elementwise loss, got loss={self.loss!r}."
-                )
             targets = (y != 0).astype(dtype)
-            return targets, sample_weight, self._positive_weights(targets, sample_weight)
+            v = np.ones(len(targets)) if sample_weight is None else sample_weight.astype(np.float64)
+            return targets, sample_weight, self._positive_weights(v @ targets, v.sum(), dtype)
         if kind == "soft":
             if self.class_weight is not None:
                 raise ValueError(
@@ -546,8 +549,21 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
     def _loss_is_elementwise(self):
         return self.loss is None or bool(getattr(self._loss_object(), "elementwise", False))
 
-    def _positive_weights(self, targets, sample_weight):
-        """Weight of the positive rows of every label, or None."""
+    def _positive_weights(self, positive, mass, dtype):
+        """Weight of the positive rows of every label, or None.
+
+        Parameters
+        ----------
+        positive : ndarray (n_labels,), float64
+            Sample weights of each label's positive rows.
+        mass : float
+            Sample weights of all rows.
+        dtype : float32 or float64
+        """
+        if self.loss is not None and not self._loss_is_elementwise():
+            raise ValueError(
+                f"y: a matrix of indicators expects an elementwise loss, got loss={self.loss!r}."
+            )
         if self.class_weight is None:
             return None
         if self.loss is not None:
@@ -555,12 +571,10 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
                 "class_weight with a matrix of indicators expects loss=None: give the loss pos_weight."
             )
         if isinstance(self.class_weight, str):
-            v = np.ones(len(targets)) if sample_weight is None else sample_weight.astype(np.float64)
-            positive = v @ targets
-            weights = np.divide(v.sum() - positive, positive, out=np.ones_like(positive), where=positive > 0)
+            weights = np.divide(mass - positive, positive, out=np.ones_like(positive), where=positive > 0)
         else:
             weights = class_weight_vector(self.class_weight, self.classes_, np.arange(len(self.classes_)))
-        return None if weights is None else weights.astype(targets.dtype)
+        return None if weights is None else weights.astype(dtype)
 
     def _objective(self, pos_weight=None):
         threads = thread_count(self.num_threads)
@@ -814,8 +828,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         coefs, intercepts = network.split(params.astype(network.params.dtype))
         return {"coefs_": coefs, "intercepts_": intercepts}
 
-    def _fit_lbfgs(self, network, objective, X, y, v):
-        full = FullObjective(network, objective, X, y, v, self.alpha)
+    def _fit_lbfgs(self, network, full, n_samples, X, y, v):
         tasks = FitTasks(self, self.max_iter, "iteration", X, y, v)
         before, out_of_calls, flat = math.inf, False, False
 
@@ -837,12 +850,12 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             tol=self.tol,
             max_iter=self.max_iter,
             memory=_MEMORY,
-            precision=float(np.finfo(X.dtype).eps),
+            precision=float(np.finfo(network.params.dtype).eps),
             callback=after_iteration,
         )
         network.params[...] = outcome.x
         self.loss_, self.n_iter_ = outcome.fun, outcome.n_iter
-        self.t_ += X.shape[0] * outcome.n_evaluations
+        self.t_ += n_samples * outcome.n_evaluations
         if self.best_loss_ is not None:
             self.best_loss_ = min(self.loss_, self.best_loss_)
         tasks.close()

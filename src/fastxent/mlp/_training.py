@@ -181,16 +181,26 @@ def training_step(kernels, *args, num_threads):
 
 
 class FullObjective:
-    """Objective and gradient over all rows, block of rows by block of rows, summed in float64."""
+    """Objective and gradient over all rows, block of rows by block of rows, summed in float64.
 
-    def __init__(self, network, objective, X, y, v, alpha):
+    Parameters
+    ----------
+    network, objective, X, y, v, alpha
+        As for `NumpyStep`.
+    mass : None or float
+        What the sums are divided by; None is the mass of the rows.
+    """
+
+    def __init__(self, network, objective, X, y, v, alpha, mass=None):
         n_samples = X.shape[0]
         self._network, self._objective, self._alpha = network, objective, float(alpha)
         self._X, self._y, self._v = X, y, v
         self._rows = network.rows_per_block(n_samples) if objective.rows_are_separate else n_samples
         self._pass = Pass(network, self._rows, gradients=True)
         self._part = np.empty_like(network.params)
-        self._mass = float(n_samples) if v is None else float(v.sum(dtype=np.float64))
+        if mass is None:
+            mass = float(n_samples) if v is None else float(v.sum(dtype=np.float64))
+        self._mass = mass
         self.calls = 0
 
     def value_and_grad(self, w):
