@@ -416,6 +416,23 @@ def test_split_classes(options, biased):
             np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
 
 
+def test_a_million_split_classes():
+    """Against float64 NumPy that has all logits at once."""
+    rng = np.random.default_rng(1)
+    n, d, K = 4, 3, 1_000_000
+    X, W = rng.normal(size=(n, d)).astype(np.float32), rng.normal(size=(d, K)).astype(np.float32)
+    y = np.array([0, 250_000, 749_999, 999_999])
+    found = fxd.linear_cross_entropy_with_grad(X, da.from_array(W, chunks=(d, 125_000)), y)[:3]
+    Z = X.astype(np.float64) @ W
+    shift = Z.max(axis=1, keepdims=True)
+    lse = shift[:, 0] + np.log(np.exp(Z - shift).sum(axis=1))
+    P = np.exp(Z - lse[:, None])
+    P[np.arange(n), y] -= 1
+    expected = ((lse - Z[np.arange(n), y]).mean(), P @ W.T.astype(np.float64) / n, X.T @ P / n)
+    for got, want in zip(dask.compute(*found), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6 * np.abs(want).max())
+
+
 def test_split_classes_errors():
     X, W, y = np.ones((2, 3)), da.ones((3, 10), chunks=5), [0, 9]
     with pytest.raises(TypeError, match="W: expected a Dask Array, got ndarray"):
