@@ -249,10 +249,12 @@ def install():
     import fastxent._core_cuda
 
     fastxent._core_cuda.intrinsics = on
-    from fastxent._core_cuda import careful, elements, launch, rows, softmax
+    from fastxent._core_cuda import host, launch
 
-    for module in (careful, elements, rows, softmax):
-        module.math = MATH
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fastxent._core_cuda.") and hasattr(module, "math") and module is not launch:
+            module.math = MATH
+    host.Host.device = lambda self, array: copied(launch, array)
     launch.SIZES = launch.Sizes(
         tile=32, neighbours=32, blocks=(64,), stream=32, chunk=256, chunk_threads=32, few_rows=0, totals=32
     )
@@ -274,6 +276,22 @@ def buffer(launch, array):
     pointer = Pointer(memory)
     strides = tuple(s // array.itemsize for s in array.strides)
     return launch.Buffer(pointer, pointer.address, array.shape, strides, name, array)
+
+
+class Copy:
+    """Memory of the device, as `host` knows it."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def copy_to_host(self):
+        return self.array
+
+
+def copied(launch, array):
+    """A copy of an array on the device, as `Host.device` makes it."""
+    array = np.array(array, order="C")
+    return buffer(launch, array)._replace(owner=Copy(array))
 
 
 def context(launch):

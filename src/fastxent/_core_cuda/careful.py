@@ -6,58 +6,24 @@ totals; gradient. A row belongs to one thread (classes apart in memory, neighbou
 
 import math
 
-from numba import cuda, float64, int32, int64, uint32
+from numba import cuda, float64, int64
 
 from . import intrinsics as on
-from .rows import (
-    BAD,
-    BIAS,
-    CLASS_WEIGHT,
-    DENOMINATOR,
-    EXCLUDE,
-    IGNORE,
-    LOSS,
-    LSE,
-    WEIGHT,
-    member,
-)
-from .teams import BLOCK, team
+from .rows import BAD, CLASS_WEIGHT, DENOMINATOR, EXCLUDE, LOSS, LSE, member
+from .strided import label_reader, reader, split_row, target_reader, times
+from .teams import team
 
 __all__ = ["careful_kernel"]
-
-FULL = 0xFFFFFFFF
-
-device = cuda.jit(device=True, forceinline=True)
-
-
-@device
-def times(a, b):
-    """a * b where a factor a of 0 annihilates an infinite b."""
-    return a if a == a - a and b == b else a * b
 
 
 def careful_kernel(storage, lanes, soft, grad):
     """Rows of (outer, classes, inner) in the team's threads; `soft` targets are numbers of every class, else labels."""
-    get, put, real = storage.get, storage.put, storage.real
-    LANES, SOFT, GRAD = lanes, soft, grad
-    group_sum = team(lanes).sum
-    group_max = team(lanes).max_float64 if storage.name == "float64" else team(lanes).max
-    ZERO, ONE, TWO, INF = real(0), real(1), real(2), real(math.inf)
-    NAN = real(math.nan)
-
-    @device
-    def target_of(T, at, step, k, y, smoothing, exclude, n_classes):
-        t = ZERO
-        if SOFT:
-            t = T[at + k * step]
-        elif k == y:
-            t = ONE
-        if smoothing != ZERO:
-            if not exclude:
-                return (ONE - smoothing) * t + smoothing / real(n_classes)
-            other = smoothing / real(n_classes - 1) if n_classes > 1 else ZERO
-            return (ONE - smoothing) * t + other * (ONE - t)
-        return t
+    put, real = storage.put, storage.real
+    SOFT, GRAD = soft, grad
+    group_sum, seat = team(lanes).sum, team(lanes).seat
+    logit, _, sums, share = reader(storage, storage, lanes)
+    label_of, target_of = label_reader(storage, soft), target_reader(storage, soft)
+    ZERO, ONE, TWO = real(0), real(1), real(2)
 
     def kernel(
         X, G, T, W, CW, BIAS_IN, LOSS_OUT, LSE_OUT, PART, BAD_ROW, DEN,
@@ -69,77 +35,34 @@ def careful_kernel(storage, lanes, soft, grad):
         shared_sum = cuda.shared.array(32, real)
         shared_more = cuda.shared.array(32, real)
         shared_mass = cuda.shared.array(32, real)
-        thread = int32(cuda.threadIdx.x)
-        if LANES == BLOCK:
-            lane = thread
-            size = int32(cuda.blockDim.x)
-            row = int64(cuda.blockIdx.x)
-            step = int64(cuda.gridDim.x)
-            mask = uint32(FULL)
-        else:
-            lane = int32(thread & (LANES - 1))
-            size = int32(LANES)
-            row = (int64(cuda.blockIdx.x) * cuda.blockDim.x + thread) // LANES
-            step = int64(cuda.gridDim.x) * cuda.blockDim.x // LANES
-            mask = uint32((FULL >> (32 - LANES)) << int64((thread & 31) - lane))
+        lane, size, row, step, mask = seat()
         slot = row
         exclude = flags & EXCLUDE
         if flags & DENOMINATOR:
             scale = float64(scale) / DEN[0] if DEN[0] != float64(0) else float64(0)
         partial = float64(0)
         while row < n_rows:
-            outer = row
-            inner = int64(0)
-            if n_inner > 1:
-                outer = int64(uint32(row) // uint32(n_inner))
-                inner = row - outer * n_inner
+            outer, inner = split_row(row, n_inner)
             origin = outer * x_outer + inner * x_inner
             at = outer * t_outer + inner * t_inner
-            weight = ONE
-            if flags & WEIGHT:
-                weight = W[outer * w_outer + inner * w_inner]
-            y = int64(-1)
-            if not SOFT:
-                y = int64(T[at])
-                if flags & IGNORE and y == ignore:
-                    weight = ZERO
-                    y = int64(0)
-                elif y < 0 or y >= n_classes:
-                    weight = NAN
-                    y = int64(0)
-                    if flags & BAD and lane == 0:
-                        on.raise_to(BAD_ROW, n_rows - row)
-            top = -INF
-            k = int64(lane)
-            while k < n_classes:
-                u = get(X, origin + k * x_step) * inv_t
-                if flags & BIAS:
-                    u += BIAS_IN[k]
-                if u > top:
-                    top = u
-                k += size
-            top = group_max(top, -INF, shared_max, mask)
-            less = ZERO
-            peaks = ZERO
-            k = int64(lane)
-            while k < n_classes:
-                u = get(X, origin + k * x_step) * inv_t
-                if flags & BIAS:
-                    u += BIAS_IN[k]
-                if u == top:
-                    peaks += ONE
-                else:
-                    less += math.exp(u - top)
-                if SOFT and not T[at + k * t_step] >= ZERO and flags & BAD:
-                    on.raise_to(BAD_ROW, n_rows - row)
-                k += size
-            less = group_sum(less, ZERO, shared_sum, mask)
-            peaks = group_sum(peaks, ZERO, shared_more, mask)
-            if top == -INF or (top == INF and peaks > ONE):
-                less = NAN
-            rest = less + (peaks - ONE)
-            total = less + peaks
-            log_sum = math.log1p(rest)
+            y, weight = label_of(
+                T,
+                at,
+                W,
+                outer * w_outer + inner * w_inner,
+                BAD_ROW,
+                row,
+                n_rows,
+                n_classes,
+                ignore,
+                flags,
+                lane,
+            )
+            top, less, peaks = sums(
+                X, BIAS_IN, origin, x_step, n_classes, lane, size, inv_t, flags,
+                shared_max, shared_sum, shared_more, mask,
+            )  # fmt: skip
+            log_sum = math.log1p(less + (peaks - ONE))
             lse = top + log_sum
             loss = ZERO
             slope = ZERO
@@ -148,14 +71,11 @@ def careful_kernel(storage, lanes, soft, grad):
                 q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
                 if flags & CLASS_WEIGHT:
                     q *= CW[k]
+                if SOFT and flags & BAD and not T[at + k * t_step] >= ZERO:
+                    on.raise_to(BAD_ROW, n_rows - row)
                 if q != ZERO:
-                    u = get(X, origin + k * x_step) * inv_t
-                    if flags & BIAS:
-                        u += BIAS_IN[k]
-                    away = ZERO if u == top else top - u
-                    e = ONE if u == top else math.exp(u - top)
-                    p = e / total
-                    not_p = (rest if u == top else total - e) / total
+                    u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)
+                    p, not_p, away = share(u, top, less, peaks)
                     f, g = member(family, p, not_p, log_sum + away, a, b, ONE)
                     loss += times(q, f)
                     slope += times(q, g)
@@ -180,18 +100,13 @@ def careful_kernel(storage, lanes, soft, grad):
                 while k < n_classes:
                     g = ZERO
                     if weight != ZERO:
-                        u = get(X, origin + k * x_step) * inv_t
-                        if flags & BIAS:
-                            u += BIAS_IN[k]
-                        e = ONE if u == top else math.exp(u - top)
-                        p = e / total
-                        not_p = (rest if u == top else total - e) / total
+                        u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)
+                        p, not_p, away = share(u, top, less, peaks)
                         q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
                         if flags & CLASS_WEIGHT:
                             q *= CW[k]
                         own = ZERO
                         if q != ZERO:
-                            away = ZERO if u == top else top - u
                             f, g = member(family, p, not_p, log_sum + away, a, b, ONE)
                             own = times(q, g)
                         g = (times(p, coefficient - own) - times(own, not_p)) * factor

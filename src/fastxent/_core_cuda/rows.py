@@ -14,12 +14,14 @@ from numba import cuda, float32, float64, int32, int64
 from . import intrinsics as on
 
 __all__ = [
+    "ABSOLUTE",
     "BAD",
     "BIAS",
     "CLASS_WEIGHT",
     "DENOMINATOR",
     "EXCLUDE",
     "FAMILIES",
+    "FLOORED",
     "HUGE",
     "IGNORE",
     "INF",
@@ -39,6 +41,8 @@ __all__ = [
 WEIGHT, CLASS_WEIGHT, LOSS, LSE, IGNORE, DENOMINATOR, BAD, BIAS, EXCLUDE, POSITIVE = (
     1 << i for i in range(10)
 )
+# What is done to a second derivative: its absolute value, no less than a floor.
+ABSOLUTE, FLOORED = 1 << 10, 1 << 11
 
 FAMILIES = {"cross_entropy": 0, "focal": 1, "linear": 2, "power": 3}
 

@@ -17,7 +17,7 @@ from numba import cuda, float32, float64, int32, int64, uint32
 
 from . import intrinsics as on
 from .rows import HUGE, INF, LOSS, LSE, ONE, ZERO, careful_exp, finish, label_of, scale_of
-from .teams import BLOCK, team
+from .teams import BLOCK, FULL, team
 
 __all__ = [
     "CHUNK",
@@ -32,7 +32,6 @@ __all__ = [
 UNROLL = 4  # 16-byte loads that a thread of a streaming kernel issues back to back
 CHUNK = 4096  # elements of a row that a block of the split kernels takes
 FLOOR = float32(-1e38)  # exponent of nothing: finite, so that the rescaling of an empty sum is no 0 * inf
-FULL = 0xFFFFFFFF
 NOWHERE = int32(-(1 << 30))
 
 device = cuda.jit(device=True, forceinline=True)
@@ -214,8 +213,7 @@ def resident_kernel(storage, vectors, lanes, grad):
     WORDS = vectors * 4
     low, high, pack, get, put = storage.low, storage.high, storage.pack, storage.get, storage.put
     parts = layout(storage)
-    group_max, group_sum = team(lanes).max, team(lanes).sum
-    LANES = lanes
+    group_max, group_sum, seat = team(lanes).max, team(lanes).sum, team(lanes).seat
     GRAD = grad
     NOTHING = {"float32": 0xFF800000, "float16": 0xFC00FC00, "bfloat16": 0xFF80FF80}[
         storage.name
@@ -229,19 +227,7 @@ def resident_kernel(storage, vectors, lanes, grad):
         shared_max = cuda.shared.array(32, float32)
         shared_sum = cuda.shared.array(32, float32)
         shared_spread = cuda.shared.array(32, float32)
-        thread = int32(cuda.threadIdx.x)
-        if LANES == BLOCK:
-            size = int32(cuda.blockDim.x)
-            lane = thread
-            first = int64(cuda.blockIdx.x)
-            step = int64(cuda.gridDim.x)
-            mask = uint32(FULL)
-        else:
-            size = int32(LANES)
-            lane = int32(thread & (LANES - 1))
-            first = (int64(cuda.blockIdx.x) * cuda.blockDim.x + thread) // LANES
-            step = int64(cuda.gridDim.x) * cuda.blockDim.x // LANES
-            mask = uint32((FULL >> (32 - LANES)) << int64((thread & 31) - lane))
+        lane, size, first, step, mask = seat()
         options = (inv_t, base2, z, a, b, on_label, off_label)
         scale = scale_of(scale, DEN, flags)
         words = cuda.local.array(WORDS, uint32)

@@ -6,13 +6,14 @@ words of shared memory; two of them with another reduction between them need no 
 
 import functools
 
-from numba import cuda, int32
+from numba import cuda, int32, int64, uint32
 
 from . import intrinsics as on
 
 __all__ = ["BLOCK", "Team", "team"]
 
 BLOCK = 0  # the number of lanes that stands for the whole block
+FULL = 0xFFFFFFFF
 
 device = cuda.jit(device=True, forceinline=True)
 
@@ -33,19 +34,44 @@ def larger_float64(x, y):
 
 
 class Team:
-    """Reductions of one size of team: functions (value, identity, shared words, mask) -> value."""
+    """One size of team: its reductions (value, identity, shared words, mask) -> value, and `seat`, a thread's place.
+
+    `seat()` is (lane, lanes, first row, step to the next, mask of the lanes).
+    """
 
     def __init__(self, lanes):
         self.lanes = lanes
         self.sum = _reduction(add, lanes)
         self.max = _reduction(larger, lanes)
         self.max_float64 = _reduction(larger_float64, lanes)
+        self.seat = _seat(lanes)
 
 
 @functools.cache
 def team(lanes):
     """Reductions over `lanes` neighbours, or over the block."""
     return Team(lanes)
+
+
+def _seat(lanes):
+    LANES = lanes
+
+    @device
+    def block_seat():
+        lane = int32(cuda.threadIdx.x)
+        size = int32(cuda.blockDim.x)
+        return lane, size, int64(cuda.blockIdx.x), int64(cuda.gridDim.x), uint32(FULL)
+
+    @device
+    def seat():
+        thread = int32(cuda.threadIdx.x)
+        lane = int32(thread & (LANES - 1))
+        row = (int64(cuda.blockIdx.x) * cuda.blockDim.x + thread) // LANES
+        step = int64(cuda.gridDim.x) * cuda.blockDim.x // LANES
+        mask = uint32((FULL >> (32 - LANES)) << int64((thread & 31) - lane))
+        return lane, int32(LANES), row, step, mask
+
+    return block_seat if lanes == BLOCK else seat
 
 
 def _butterfly(combine, lanes):

@@ -7,11 +7,10 @@ from numba import cuda, float64, int64, uint32
 
 from . import intrinsics as on
 from .rows import BAD, CLASS_WEIGHT, IGNORE, WEIGHT
-from .teams import BLOCK, team
+from .strided import split_row
+from .teams import BLOCK, FULL, team
 
 __all__ = ["combine_kernel", "label_totals_kernel", "soft_totals_kernel", "weight_totals_kernel"]
-
-FULL = 0xFFFFFFFF
 
 
 def label_totals_kernel():
@@ -25,11 +24,7 @@ def label_totals_kernel():
         total = float64(0)
         row = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         while row < n_rows:
-            outer = row
-            inner = int64(0)
-            if n_inner > 1:
-                outer = int64(uint32(row) // uint32(n_inner))
-                inner = row - outer * n_inner
+            outer, inner = split_row(row, n_inner)
             y = int64(T[outer * t_outer + inner * t_inner])
             if not (flags & IGNORE and y == ignore):
                 inside = y >= 0 and y < n_classes
@@ -61,11 +56,7 @@ def soft_totals_kernel():
         total = float64(0)
         row = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) >> 5
         while row < n_rows:
-            outer = row
-            inner = int64(0)
-            if n_inner > 1:
-                outer = int64(uint32(row) // uint32(n_inner))
-                inner = row - outer * n_inner
+            outer, inner = split_row(row, n_inner)
             mass = float64(0)
             k = lane
             while k < n_classes:
