@@ -1,6 +1,7 @@
-"""Sigmoid kernels: elementwise losses of logits, flat in 16-byte vectors, or plain over two axes with any strides.
+"""Elementwise kernels: losses of logits, flat in 16-byte vectors, or plain over two axes with any strides.
 
-p = sigmoid(z) and q = sigmoid(-z) both come from exp(-|z|), never from one another.
+p = sigmoid(z) and q = sigmoid(-z) both come from exp(-|z|), never from one another. Second derivatives, and losses of
+probabilities, are plain only.
 """
 
 import math
@@ -9,20 +10,24 @@ from numba import cuda, float32, float64, int64, uint32
 
 from . import intrinsics as on
 from .rows import BAD, DENOMINATOR, LOSS, POSITIVE, WEIGHT
-from .teams import BLOCK, team
+from .strided import annihilated, positive_part, times
+from .teams import BLOCK, FULL, team
 
 __all__ = ["ELEMENT_FAMILIES", "flat_kernel", "strided_kernel"]
 
 ELEMENT_FAMILIES = {"cross_entropy": 0, "focal": 1, "asymmetric": 2}
-FULL = 0xFFFFFFFF
 
 device = cuda.jit(device=True, forceinline=True)
 
 
 @device
-def times(a, b):
-    """a * b where a factor a of 0 annihilates an infinite b."""
-    return a if a == a - a and b == b else a * b
+def smoothed(y, positive, smoothing, one):
+    """Smoothed target times its weight, and the smoothed complement, each without cancellation."""
+    not_y = one - y
+    if smoothing != one - one:
+        half = smoothing / (one + one)
+        y, not_y = (one - smoothing) * y + half, (one - smoothing) * not_y + half
+    return y * positive, not_y
 
 
 @device
@@ -38,11 +43,7 @@ def focal_side(p, q, ell, gamma, zero, one):
 def loss_of(x, y, positive, smoothing, family, a, b, c, one):
     """Loss and derivative of one element, in the arithmetic of `one`."""
     zero = one - one
-    not_y = one - y
-    if smoothing != zero:
-        half = smoothing / (one + one)
-        y, not_y = (one - smoothing) * y + half, (one - smoothing) * not_y + half
-    y *= positive
+    y, not_y = smoothed(y, positive, smoothing, one)
     e = math.exp(-abs(x))
     tail = math.log1p(e)
     big = one / (one + e)
@@ -71,6 +72,73 @@ def loss_of(x, y, positive, smoothing, family, a, b, c, one):
     if x != x:
         f0, g0 = x, x
     return times(y, f1) + times(not_y, f0), times(y, g1) + times(not_y, g0)
+
+
+@device
+def focal_curvature(p, q, ell, gamma, one):
+    """Second derivative of q^gamma ell along the logit of p."""
+    slope = times(p, ell)
+    power = one
+    if gamma != one - one:
+        power = math.exp(gamma * math.log(q))
+    two = one + one
+    return power * (slope * (gamma * gamma * p - gamma * q) + (two * gamma + one) * p * q)
+
+
+@device
+def focal_upper(p, q, ell, gamma, weight, one):
+    """What dominates it times a weight, and is positive where there is a gradient: G p q, and -PG q^2 where it adds."""
+    zero, two = one - one, one + one
+    power = one
+    if gamma != zero:
+        power = math.exp(gamma * math.log(q))
+    slope = times(p, ell)
+    bent = gamma * power * (two * p * q - slope * (one - gamma * p))
+    return max(weight, zero) * power * (gamma * p * slope + p * q) + max(weight * bent, zero)
+
+
+@device
+def curvature_of(x, y, positive, weight, smoothing, family, a, b, c, upper, one):
+    """Weight times the second derivative of one element, or what dominates it; NaN where there is a kink."""
+    y, not_y = smoothed(y, positive, smoothing, one)
+    e = math.exp(-abs(x))
+    big = one / (one + e)
+    small = e * big
+    zero = one - one
+    p, q = (big, small) if x > zero else (small, big)
+    if family == 0:
+        h = weight * (y * (p * q) + not_y * (p * q))
+        return max(h, zero) if upper else h
+    if family == 1:
+        tail = math.log1p(e)
+        up, down = max(x, zero) + tail, max(-x, zero) + tail
+        if upper:
+            one_side = focal_upper(p, q, down, a, weight, one)
+            return times(b * y, one_side) + times(c * not_y, focal_upper(q, p, up, a, weight, one))
+        one_side = focal_curvature(p, q, down, a, one)
+        return weight * (times(b * y, one_side) + times(c * not_y, focal_curvature(q, p, up, a, one)))
+    return math.log(-one)  # NaN, in the type of one
+
+
+@device
+def loss_of_probability(p, y, positive, weighted, smoothing, one):
+    """Loss and derivative of one probability: p - y, which cancels exactly where it should, over p (1 - p)."""
+    target, not_y = smoothed(y, one, smoothing, one)
+    y = target * positive
+    loss = -times(y, math.log(p)) - times(not_y, math.log1p(-p))
+    if p > one - one and p < one:
+        difference = p - target
+        if weighted:
+            difference = not_y * p - y * (one - p)
+        return loss, difference / (p * (one - p))
+    return loss, annihilated(not_y, one - p) - annihilated(y, p)
+
+
+@device
+def curvature_of_probability(p, y, positive, smoothing, one):
+    """Second derivative of one probability."""
+    y, not_y = smoothed(y, positive, smoothing, one)
+    return annihilated(y, p * p) + annihilated(not_y, (one - p) * (one - p))
 
 
 def flat_kernel(storage, targets, grad, family):
@@ -176,18 +244,21 @@ def flat_kernel(storage, targets, grad, family):
     return kernel
 
 
-def strided_kernel(storage, targets, grad):
-    """Elements of two axes with any strides, with weights, which may have strides of 0."""
+def strided_kernel(storage, targets, grad, hess, probabilities):
+    """Elements of two axes with any strides, with weights, which may have strides of 0.
+
+    `hess`: "", "exact" or "upper"; `probabilities` instead of logits, checked too.
+    """
     get, put, real = storage.get, storage.put, storage.real
     target_get = targets.get
-    GRAD = grad
+    GRAD, HESS, UPPER, PROBABILITIES = grad, hess != "", hess == "upper", probabilities
     group_sum = team(BLOCK).sum
     ZERO, ONE = real(0), real(1)
 
     def kernel(
-        X, G, Y, W, POS, LOSS_OUT, PART, BAD_ROW, DEN, n_rows, n_columns,
-        x_row, x_column, g_row, g_column, y_row, y_column, w_row, w_column, p_row, p_column,
-        flags, smoothing, family, a, b, c, scale,
+        X, G, H, Y, W, POS, LOSS_OUT, PART, BAD_ROW, BAD_VALUE, DEN, n_rows, n_columns,
+        x_row, x_column, g_row, g_column, h_row, h_column, y_row, y_column, w_row, w_column, p_row, p_column,
+        flags, smoothing, family, a, b, c, times_this, floor, scale,
     ):  # fmt: skip
         shared_sum = cuda.shared.array(32, float64)
         total = float64(0)
@@ -197,20 +268,33 @@ def strided_kernel(storage, targets, grad):
         while row < n_rows:
             column = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
             while column < n_columns:
+                place = (n_rows - row) * n_columns - column
                 y = real(target_get(Y, row * y_row + column * y_column))
                 if flags & BAD and not (y >= ZERO and y <= ONE):
-                    on.raise_to(BAD_ROW, (n_rows - row) * n_columns - column)
+                    on.raise_to(BAD_ROW, place)
                 positive, weight = ONE, ONE
                 if flags & POSITIVE:
                     positive = POS[row * p_row + column * p_column]
                 if flags & WEIGHT:
                     weight = W[row * w_row + column * w_column]
                 x = get(X, row * x_row + column * x_column)
-                loss, g = loss_of(x, y, positive, smoothing, family, a, b, c, ONE)
+                if PROBABILITIES:
+                    if flags & BAD and not (x >= ZERO and x <= ONE):
+                        on.raise_to(BAD_VALUE, place)
+                    loss, g = loss_of_probability(x, y, positive, flags & POSITIVE, smoothing, ONE)
+                else:
+                    loss, g = loss_of(x, y, positive, smoothing, family, a, b, c, ONE)
                 loss = ZERO if weight == ZERO else loss * weight
                 total += loss
                 if flags & LOSS:
                     LOSS_OUT[row * n_columns + column] = loss
+                if HESS:
+                    if PROBABILITIES:
+                        h = weight * curvature_of_probability(x, y, positive, smoothing, ONE)
+                    else:
+                        h = curvature_of(x, y, positive, weight, smoothing, family, a, b, c, UPPER, ONE)
+                    h = positive_part(h * scale, weight * scale, times_this, floor, flags)
+                    put(H, row * h_row + column * h_column, ZERO if weight == ZERO else h)
                 if GRAD:
                     g = ZERO if weight == ZERO else g * weight * scale
                     put(G, row * g_row + column * g_column, g)

@@ -16,11 +16,14 @@ from .storage import STORAGES
 from .teams import BLOCK
 
 __all__ = [
+    "EXACT",
     "SIZES",
     "Buffer",
     "Context",
     "Plan",
+    "Policy",
     "Sizes",
+    "binary",
     "combine",
     "element_plan",
     "plan",
@@ -88,6 +91,18 @@ LABELS = {
     "uint64": types.int64,  # beyond 2^63 negative, and so no class either
     "int64": types.int64,
 }
+
+
+class Policy(NamedTuple):
+    """What is made of a second derivative: its absolute value, times a factor, not below a floor; or its bound."""
+
+    flags: int = 0
+    factor: float = 1.0
+    floor: float = 0.0
+    upper: bool = False
+
+
+EXACT = Policy()
 
 
 class Plan(NamedTuple):
@@ -220,8 +235,8 @@ def _flat_signature(dtype, target):
 @functools.cache
 def _strided_signature(dtype, target):
     x, y, real = element_of(dtype), STORAGES[target].element, real_of(dtype)
-    pointers = tuple(map(pointer_to, (x, x, y, real, real, real, F64, I64, F64)))
-    return (*pointers, *(I64,) * 12, I32, real, I32, *(real,) * 4)
+    pointers = tuple(map(pointer_to, (x, x, x, y, real, real, real, F64, I64, I64, F64)))
+    return (*pointers, *(I64,) * 14, I32, real, I32, *(real,) * 6)
 
 
 @functools.cache
@@ -498,41 +513,70 @@ def element_plan(logits, targets, grad):
 def sigmoid(
     context, logits, targets, sample_weight, pos_weight, label_smoothing, scale, denominator,
     loss_out, grad_out, bad_out, family="cross_entropy", a=0.0, b=0.0, c=0.0,
+    hess_out=None, policy=EXACT,
 ):  # fmt: skip
-    """Queue the kernel of `_core_numpy.sigmoid_elements` over two axes; partial sums of the losses."""
-    n_rows, n_columns = logits.shape
-    n = n_rows * n_columns
-    grad = grad_out is not None
+    """Queue the kernel of `_core_numpy.sigmoid_elements` over two axes; partial sums of the losses.
+
+    `hess_out` gets the second derivatives under a `Policy`.
+    """
+    n = logits.size
     number = elements.ELEMENT_FAMILIES[family]
-    order = (rows.WEIGHT, rows.POSITIVE, rows.LOSS, rows.DENOMINATOR, rows.BAD)
-    flags = _flags(sample_weight, pos_weight, loss_out, denominator, bad_out, order=order)
-    options = (label_smoothing, number, a, b, c, scale)
-    plain = sample_weight is None and pos_weight is None and denominator is None
+    plain = sample_weight is None and pos_weight is None and denominator is None and hess_out is None
     flat, head = element_plan(logits, targets, grad_out) if plain else (False, 0)
-    threads = SIZES.neighbours
-    if n == 0:
+    given = (logits, targets, sample_weight, pos_weight, label_smoothing, scale, denominator)
+    if not flat or n == 0:
+        return _two_axes(
+            context, *given, loss_out, grad_out, hess_out, bad_out, None, False, number, a, b, c, policy
+        )
+    flags = _flags(loss_out, bad_out, order=(rows.LOSS, rows.BAD))
+    threads, grad = SIZES.neighbours, grad_out is not None
+    per_block = threads * STORAGES[logits.dtype].per_vector * 4
+    grid = min(-(-n // per_block), SIZES.most_blocks)
+    partials = context.empty((grid,), "float64")
+    buffers = (logits, grad_out, targets, loss_out, partials, bad_out)
+    values = (*map(_pointer, buffers), n, head, flags, label_smoothing, a, b, c, scale)
+    arguments = (logits.dtype, targets.dtype, grad, number)
+    kinds = (_flat_signature, logits.dtype, targets.dtype)
+    run(elements.flat_kernel, arguments, kinds, grid, threads, context.stream, values)
+    return partials
+
+
+def binary(
+    context, probabilities, targets, sample_weight, pos_weight, label_smoothing, scale, denominator,
+    loss_out, grad_out, hess_out, bad_out, bad_value_out,
+):  # fmt: skip
+    """Queue the kernel of `_core_numpy.binary_elements` over two axes; partial sums of the losses.
+
+    `bad_out` and `bad_value_out` are given together: the flags of the targets and of the probabilities.
+    """
+    given = (probabilities, targets, sample_weight, pos_weight, label_smoothing, scale, denominator)
+    outs = (loss_out, grad_out, hess_out, bad_out, bad_value_out)
+    return _two_axes(context, *given, *outs, True, 0, 0.0, 0.0, 0.0, EXACT)
+
+
+def _two_axes(
+    context, values_in, targets, sample_weight, pos_weight, label_smoothing, scale, denominator,
+    loss_out, grad_out, hess_out, bad_out, bad_value_out, probabilities, number, a, b, c, policy,
+):  # fmt: skip
+    n_rows, n_columns = values_in.shape
+    if n_rows * n_columns == 0:
         return context.empty((0,), "float64")
-    if flat:
-        per_block = threads * STORAGES[logits.dtype].per_vector * 4
-        grid = min(-(-n // per_block), SIZES.most_blocks)
-        partials = context.empty((grid,), "float64")
-        given = (logits, grad_out, targets, loss_out, partials, bad_out)
-        values = (*map(_pointer, given), n, head, flags, label_smoothing, *options[2:])
-        arguments = (logits.dtype, targets.dtype, grad, number)
-        kinds = (_flat_signature, logits.dtype, targets.dtype)
-        run(elements.flat_kernel, arguments, kinds, grid, threads, context.stream, values)
-        return partials
+    order = (rows.WEIGHT, rows.POSITIVE, rows.LOSS, rows.DENOMINATOR, rows.BAD)
+    flags = _flags(sample_weight, pos_weight, loss_out, denominator, bad_out, order=order) | policy.flags
+    threads = SIZES.neighbours
     grid = (min(-(-n_columns // threads), SIZES.most_blocks), min(n_rows, 1024))
     partials = context.empty((grid[0] * grid[1],), "float64")
-    given = (logits, grad_out, targets, sample_weight, pos_weight, loss_out, partials, bad_out, denominator)
-    strides = [(0, 0) if each is None else each.strides for each in (sample_weight, pos_weight)]
+    given = (values_in, grad_out, hess_out, targets, sample_weight, pos_weight, loss_out, partials)
+    outs = [values_in if out is None else out for out in (grad_out, hess_out)]
+    weights = [(0, 0) if each is None else each.strides for each in (sample_weight, pos_weight)]
     values = (
-        *map(_pointer, given), n_rows, n_columns,
-        *logits.strides, *(logits if grad_out is None else grad_out).strides, *targets.strides,
-        *strides[0], *strides[1], flags, *options,
+        *map(_pointer, (*given, bad_out, bad_value_out, denominator)), n_rows, n_columns,
+        *values_in.strides, *outs[0].strides, *outs[1].strides, *targets.strides, *weights[0], *weights[1],
+        flags, label_smoothing, number, a, b, c, policy.factor, policy.floor, scale,
     )  # fmt: skip
-    arguments = (logits.dtype, targets.dtype, grad)
-    kinds = (_strided_signature, logits.dtype, targets.dtype)
+    hess = "" if hess_out is None else "upper" if policy.upper else "exact"
+    arguments = (values_in.dtype, targets.dtype, grad_out is not None, hess, probabilities)
+    kinds = (_strided_signature, values_in.dtype, targets.dtype)
     run(elements.strided_kernel, arguments, kinds, grid, threads, context.stream, values)
     return partials
 
