@@ -354,6 +354,18 @@ def test_changed_arrays_and_headers(saved):
         fx.load(saved)
 
 
+@pytest.mark.parametrize("entry", [5, [], {}, {"dtype": "<f8", "shape": [4, 4]}])
+def test_arrays_that_the_header_does_not_describe(entry, saved):
+    members = members_of(saved)
+    header = json.loads(members["header.json"])
+    del header["sha256"]
+    header["arrays"]["coefs_.0"] = entry
+    header["sha256"] = _files._digest(_files._canonical(header))
+    written(saved, {**members, "header.json": json.dumps(header).encode()})
+    with pytest.raises(ValueError, match=r"its header does not describe the array 'coefs_\.0'"):
+        fx.load(saved)
+
+
 def test_newer_versions(saved):
     rewritten(saved, lambda header, members: header.update(version=2))
     with pytest.raises(
@@ -387,6 +399,28 @@ def evil_npy(header, members):
     header["arrays"]["coefs_.0"] = {"dtype": "<f8", "shape": [1000000000000, 4]}
 
 
+def endless_npy(header, members):
+    """An array whose own header is no expression."""
+    members["coefs_.0.npy"] = members["coefs_.0.npy"].replace(b"}", b"(")
+
+
+def sizeless_npy(header, members):
+    """Items of no size, of which any number fits into no bytes."""
+    text = "{'descr': '|S0', 'fortran_order': False, 'shape': (100000000000000,), }"
+    members["coefs_.0.npy"] = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+    header["arrays"]["coefs_.0"] = {"dtype": "|S0", "shape": [100000000000000]}
+
+
+def random_state(position):
+    words = np.zeros(624, np.uint32)
+
+    def change(header, members):
+        replace_array("words", words)(header, members)
+        header["params"]["random_state"] = {"random_state": ["MT19937", {"array": "words"}, position, 0, 0.0]}
+
+    return change
+
+
 def pickled_npy(header, members):
     members["coefs_.0.npy"] = npy(np.array([{}], object))
     header["arrays"]["coefs_.0"] = {"dtype": "|O", "shape": [1]}
@@ -399,6 +433,10 @@ TAMPERED = {
     ),
     "wrong dtype": (replace_array("intercepts_.0", np.zeros(4, int)), r"intercepts_\[0\] is int64 \(4,\)"),
     "huge shape": (evil_npy, "128 bytes are no float64"),
+    "no header of an array": (endless_npy, r"array 'coefs_\.0'"),
+    "items of no size": (sizeless_npy, r"dtype \|S0 is not allowed"),
+    "random state past its end": (random_state(625), "position 625 in a random state"),
+    "random state before its start": (random_state(-1), "position -1 in a random state"),
     "pickle in an array": (pickled_npy, "dtype object is not allowed"),
     "a class too many": (replace_array("classes_", np.arange(4)), "n_outputs_ is 3 for 4 classes"),
     "classes in a matrix": (replace_array("classes_", np.zeros((3, 1))), "classes_ is .*, expected a vector"),

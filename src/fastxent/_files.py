@@ -22,6 +22,7 @@ import math
 import os
 import secrets
 import struct
+import tokenize
 import zipfile
 from contextlib import suppress
 
@@ -153,6 +154,11 @@ def decode(code, arrays):
         matrix.check_format(full_check=True)
         return matrix
     if kind == "random_state":
+        _, _, position, *_ = inner
+        if (
+            type(position) is not int or not 0 <= position <= 624
+        ):  # NumPy would read beyond the state's 624 words
+            raise ValueError(f"position {position!r} in a random state")
         state = np.random.RandomState()
         state.set_state(tuple(inner))
         return state
@@ -226,6 +232,9 @@ def read(path):
         raise ValueError(f"{path!r} is no file of fastxent: expected an npz archive ({error})") from None
     header = _header(members.pop(HEADER, None), path)
     listed = header["arrays"]
+    for name, entry in listed.items():
+        if type(entry) is not dict or not {"dtype", "shape", "sha256"} <= set(entry):
+            raise ValueError(f"{path!r} is not valid: its header does not describe the array {name!r}")
     if set(members) != {f"{name}.npy" for name in listed}:
         odd = sorted(set(members) ^ {f"{name}.npy" for name in listed})
         raise ValueError(f"{path!r} was changed: its arrays are not those of its header ({', '.join(odd)})")
@@ -296,16 +305,17 @@ def _array(data, name, entry, path):
         version = np.lib.format.read_magic(stream)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = readers[version](stream)
-        if dtype.kind not in _KINDS:
+        if (
+            dtype.kind not in _KINDS or not dtype.itemsize
+        ):  # any number of items of no size fits into any file
             raise ValueError(f"dtype {dtype} is not allowed")
         if [dtype.str, list(shape)] != [entry["dtype"], entry["shape"]]:
             raise ValueError(f"{dtype.str} {shape} is not {entry['dtype']} {entry['shape']}")
         values = np.frombuffer(data, np.uint8, offset=stream.tell())
         if values.nbytes != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{values.nbytes} bytes are no {dtype} of shape {shape}")
-        values = values.copy().view(dtype) if dtype.itemsize else np.zeros(math.prod(shape), dtype)
-        return values.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, KeyError, TypeError) as error:
+        return values.copy().view(dtype).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, tokenize.TokenError) as error:
         raise ValueError(f"{path!r} is not valid: array {name!r}: {error}") from error
 
 
