@@ -317,6 +317,19 @@ def test_rows_with_a_limit_are_those_of_the_loss(library, limit):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+def test_negative_weights_are_those_of_the_loss(library):
+    """A curvature stays positive; boosters themselves refuse such weights."""
+    z, y, v = margins_of(200, 3, library), np.arange(200) % 3, np.where(np.arange(200) % 5, 1.5, -2.0)
+    grad, hess = LIBRARIES[library](fx.SoftmaxCrossEntropy())(y, z, v)
+    expected, curved = fx.SoftmaxCrossEntropy().grad_hess(
+        z.astype(np.float64), y, v, reduction="sum", hessian=library, backend="numpy"
+    )
+    assert (hess > 0).all()
+    np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(hess, curved, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_the_kernel_takes_the_usual_case_only(library, monkeypatch):
     """Options that it does not know go to the loss: smoothing, z-loss, temperature, a bias, an ignored class."""
     z, y = margins_of(40, 3, library), np.arange(40) % 3

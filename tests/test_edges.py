@@ -6,6 +6,7 @@ test_binary.py.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 
@@ -142,6 +143,20 @@ def test_ignore_index_beyond_the_label_dtype(backend):
     z, y = normal((3, 4)), np.array([0, 3, 1], np.uint8)
     for ignore in (-100, 1000, 2**70, -(2**70)):
         assert_same(fx.softmax_cross_entropy_with_grad(z, y, ignore_index=ignore, backend=backend), z, y)
+
+
+@pytest.mark.parametrize("ignore", [2**63, 2**70, -(2**70)])
+def test_ignore_index_beyond_every_integer(backend, ignore):
+    """Bools, which NumPy compares with no such number, in every method that looks for ignored rows."""
+    z, y = normal((3, 2)), np.array([True, False, True])
+    for loss in (
+        fx.SoftmaxCrossEntropy(ignore_index=ignore),
+        fx.BootstrappingLoss(0.9, True, ignore_index=ignore),
+    ):
+        plain = dataclasses.replace(loss, ignore_index=None)
+        for method in ("loss_grad", "grad_hess"):
+            for a, b in zip(*(getattr(f, method)(z, y, backend=backend) for f in (loss, plain)), strict=True):
+                assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("ignore", [-100, -1, 2, 255])

@@ -84,6 +84,12 @@ def whole(value, name):
         raise TypeError(f"{name}: expected an integer, got {brief(value)}") from None
 
 
+def ignored_label(value):
+    """`ignore_index` as an integer; None where no label can have it, as NumPy compares bools with no larger number."""
+    value = whole(value, "ignore_index")
+    return value if -(1 << 63) <= value < 1 << 63 else None
+
+
 def log_of_base(base):
     """Natural logarithm of the base of a logarithm."""
     base = real(base, "base", 0.0, open_low=True)

@@ -130,8 +130,10 @@ class Objective:
         )
 
     def _in_one_sweep(self, margins, targets, weight, grad, hess):
-        """Derivatives by that kernel; False where a row has a limit, which it leaves to the losses."""
+        """Derivatives by that kernel; False where a row has a limit or a negative weight, which is for the losses."""
         n_classes, dtype = margins.shape[1], margins.dtype
+        if weight is not None and (weight < 0).any():
+            return False
         class_weight = self.loss.class_weight
         if class_weight is not None:
             class_weight = _checks.per_class(class_weight, "class_weight", n_classes, dtype)

@@ -281,9 +281,9 @@ class BootstrappingLoss(DivergenceLoss, names=("bootstrapping",)):
         problem = _checks.softmax_input(z, y, self.axis, check=False)
         with np.errstate(invalid="ignore"):
             predicted = problem.logits.astype(problem.dtype, copy=False).argmax(axis=1)
-        if self.ignore_index is not None and not problem.soft:
-            ignored = problem.targets == self.ignore_index
-            predicted = np.where(ignored, self.ignore_index, predicted)
+        ignore = None if self.ignore_index is None else _checks.ignored_label(self.ignore_index)
+        if ignore is not None and not problem.soft:
+            predicted = np.where(problem.targets == ignore, ignore, predicted)
         return predicted.reshape(problem.row_shape)
 
 

@@ -50,8 +50,8 @@ def check_softmax_options(o):
         temperature = _checks.real(temperature, "temperature", 0.0, open_low=True)
     _checks.choice(o.empty, "empty", ("zero", "nan"))
     ignore = o.ignore_index
-    if ignore is not None and type(ignore) is not int:
-        ignore = _checks.whole(ignore, "ignore_index")
+    if ignore is not None and (type(ignore) is not int or ignore != -100):
+        ignore = _checks.ignored_label(ignore)
     return float(smoothing), o.smoothing == "exclude_target", ignore, float(z_loss), float(temperature)
 
 
