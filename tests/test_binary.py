@@ -127,6 +127,15 @@ def test_probabilities_outside_the_unit_interval(backend, bad):
     assert str(bad) in str(caught.value)
 
 
+@pytest.mark.parametrize("bad", [-0.25, 1.25, -np.inf, np.inf, np.nan])
+def test_unchecked_probabilities_outside_the_unit_interval(backend, dtype, bad):
+    """NaN in loss, gradient and curvature of that element alone."""
+    p = np.array([0.5, bad, 0.5], dtype)
+    options = dict(reduction="none", check=False, backend=backend)
+    for values in fx.binary_cross_entropy_with_grad(p, [0.0, 1.0, 1.0], **options):
+        assert_array_equal(np.isnan(values), [False, True, False])
+
+
 def test_no_elements(backend, dtype):
     p = np.empty((0, 3), dtype)
     loss, grad = fx.binary_cross_entropy_with_grad(p, p, backend=backend)

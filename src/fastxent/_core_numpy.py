@@ -512,19 +512,20 @@ def binary_elements(
         The sum of the losses; the first element whose target, and whose probability, lies outside [0, 1], or -1.
     """
     p = _compute(probabilities)
+    wrong = ~((p >= 0) & (p <= 1))
+    p = np.where(wrong, p.dtype.type(np.nan), p)
     y, not_y = _smoothed(targets.astype(p.dtype, copy=False), label_smoothing)
     difference = p - y
     if pos_weight is not None:
         y = y * pos_weight.astype(p.dtype, copy=False)
         difference = not_y * p - y * (1 - p)
-    bad = _first(~((p >= 0) & (p <= 1)))
     loss = 0 - _product(y, np.log(p)) - _product(not_y, np.log1p(-p))
     # p - y cancels exactly where it should; at the ends of [0, 1] one of the two terms has no limit problem
     ends = _quotient(not_y, 1 - p) - _quotient(y, p)
     grad = np.where((p > 0) & (p < 1), difference / (p * (1 - p)), ends)
     hess = _quotient(y, p * p) + _quotient(not_y, (1 - p) * (1 - p))
     total = _elements_out(p, sample_weight, scale, (loss, grad, hess), (loss_out, grad_out, hess_out))
-    return total, _first(~((targets >= 0) & (targets <= 1))), bad
+    return total, _first(~((targets >= 0) & (targets <= 1))), _first(wrong)
 
 
 def element_totals(targets, sample_weight, num_threads):
