@@ -117,6 +117,16 @@ def test_nothing_found_and_nothing_to_find():
         assert (grad == 0).all()
 
 
+@pytest.mark.parametrize("axis", [None, 0, (0,), (1, 2), 2])
+@pytest.mark.parametrize("loss", [fx.DiceLoss, fx.TverskyLoss])
+def test_softmax_of_no_classes(loss, axis, backend):
+    """A sum over one region needs room where its classes need none: this wrote beyond it."""
+    z = np.empty((0, 4, 2))
+    f = loss(activation="softmax", axis=axis, class_axis=0)
+    with pytest.raises(ValueError, match=r"logits: expected at least one class, got shape \(0, 4, 2\)"):
+        f.loss_grad(z, z, backend=backend)
+
+
 def test_infinite_logits():
     z, t = np.array([np.inf, -np.inf, np.inf, 0.0]), np.array([1, 0, 0, 1])
     value, grad = fx.DiceLoss(smooth=0.0).loss_grad(z, t)

@@ -219,7 +219,7 @@ static inline ptrdiff_t scratch_of(const Solve* a) {
 enum { BOOST_ROWS = 256 };
 static inline ptrdiff_t boost_rows(const Boost* a) { return a->grad.outer == 4 && a->classes <= FEW ? (int)BOOST_ROWS : (int)LANES; }
 static inline ptrdiff_t scratch_of(const Boost* a) { return (8 + 3 * 4) * boost_rows(a) * a->classes + 64; }   // bytes
-static inline ptrdiff_t scratch_of(const Region* a) { return 8 * 7 * a->classes; }
+static inline ptrdiff_t scratch_of(const Region* a) { return 8 * (3 + 7 * a->classes); }   // the sums of one region stay where there are no classes
 
 // Outputs that the products for few outputs take at most, and the numbers from one row of their W to the next.
 static inline ptrdiff_t tall_most(int lanes) { return 4 * lanes; }
