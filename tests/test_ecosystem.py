@@ -1,4 +1,4 @@
-"""The estimators inside scikit-learn's tools and beside its neighbours: search, calibration, frames, routing, ONNX."""
+"""The estimators inside scikit-learn's tools and beside its neighbours: search, calibration, frames, routing, files of others."""
 
 from __future__ import annotations
 
@@ -260,3 +260,37 @@ def test_onnx(kind, n_classes):
     labels, probabilities = session.run(None, {session.get_inputs()[0].name: data})
     np.testing.assert_array_equal(labels, model.predict(data))
     np.testing.assert_allclose(probabilities, model.predict_proba(data), atol=1e-5)
+
+
+def test_skops(tmp_path):
+    """Every type in the file is one that skops trusts by itself; the loaded model predicts the same."""
+    skops_io = pytest.importorskip("skops.io")
+    for make in (logistic, network):
+        model = make().fit(X, NAMES)
+        skops_io.dump(model.to_sklearn(), tmp_path / "model.skops")
+        assert skops_io.get_untrusted_types(file=tmp_path / "model.skops") == []
+        loaded = skops_io.load(tmp_path / "model.skops")
+        np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+        np.testing.assert_allclose(loaded.predict_proba(X), model.predict_proba(X), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own imports
+def test_mlflow(tmp_path, monkeypatch):
+    """Logged in a run of a local store, and loaded from there: the same predictions, through both of MLflow's doors."""
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # its databases need SQLAlchemy
+    monkeypatch.chdir(tmp_path)
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    for make in (logistic, network):
+        model = make().fit(X, NAMES)
+        with mlflow.start_run():
+            logged = mlflow.sklearn.log_model(
+                model.to_sklearn(), name="iris", pip_requirements=["scikit-learn"]
+            )
+        loaded = mlflow.sklearn.load_model(logged.model_uri)
+        assert type(loaded) is type(model.to_sklearn())
+        np.testing.assert_allclose(loaded.predict_proba(X), model.predict_proba(X), rtol=1e-12, atol=1e-15)
+        served = mlflow.pyfunc.load_model(logged.model_uri)
+        np.testing.assert_array_equal(served.predict(X), model.predict(X))

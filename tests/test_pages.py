@@ -41,6 +41,7 @@ def run(block, names):
 @pytest.mark.filterwarnings("ignore")  # of the other libraries' own imports
 def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     names, missing, ran = {}, set(), 0
     for block in blocks((PAGES / f"{page}.md").read_text(encoding="utf-8")):
         with warnings.catch_warnings():
