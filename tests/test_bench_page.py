@@ -166,7 +166,21 @@ def test_any_range_of_values_can_be_drawn(values):
     peers = list(_bench.PEERS)
     rows = [kernel(peer, copies) for peer, copies in zip(peers, values, strict=False)]
     (chart,) = _bench.charts(rows).values()
-    ET.fromstring(_bench._page._svg(chart))
+    svg = ET.fromstring(_bench._page._svg(chart))
+    width = float(svg.get("viewBox").split()[2])
+    told = {title.text for title in svg.iter("title")}
+    assert told >= {f"{_bench.PEERS[peer].label}, 1,024 × 32,768: {copies:.3g} copies"
+                    for peer, copies in zip(peers, values, strict=False)}  # fmt: skip
+    grid = [
+        (float(line.get("x1")), float(line.get("x2")))
+        for line in svg.iter("line")
+        if line.get("class") == "grid"
+    ]
+    ticks = [start for start, end in grid if start == end]
+    ends = [(start, end) for start, end in grid if start != end]
+    assert len(ticks) >= 2  # of one value too
+    assert len(ends) == 1
+    assert all(0 < ends[0][0] <= tick <= ends[0][1] < width for tick in ticks)
 
 
 def test_an_empty_run_is_a_page(document):

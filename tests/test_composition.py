@@ -74,7 +74,7 @@ def problems(draw, soft=None):
     return z, y, rng.uniform(0.25, 2, n), rng.normal(size=z.shape)
 
 
-def close(a, b, rtol=1e-10, floor=1e-30):
+def assert_close(a, b, rtol=1e-10, floor=1e-30):
     a, b = np.asarray(a), np.asarray(b)
     assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max(initial=floor / rtol))
 
@@ -89,12 +89,12 @@ def test_labels_equal_one_hot(backend, f, problem):
     one = np.eye(K)[y]
     for reduction in ("mean", "sum"):
         hard, soft = (f.loss_grad(z, t, v, reduction, backend=backend) for t in (y, one))
-        close(hard[0], soft[0])
-        close(hard[1], soft[1])
-    close(f.hvp(z, y, x, v, backend=backend), f.hvp(z, one, x, v, backend=backend))
+        assert_close(hard[0], soft[0])
+        assert_close(hard[1], soft[1])
+    assert_close(f.hvp(z, y, x, v, backend=backend), f.hvp(z, one, x, v, backend=backend))
     for policy in losses.HESSIANS:
         hard, soft = (f.grad_hess(z, t, v, hessian=policy, backend=backend)[1] for t in (y, one))
-        close(hard, soft)
+        assert_close(hard, soft)
 
 
 @given(members(), problems(soft=False), st.sets(st.integers(0, 5)))
@@ -109,10 +109,10 @@ def test_ignored_equals_deleted(backend, f, problem, gone):
         keep = y != f.ignore_index
     whole = f.loss_grad(z, y, v, backend=backend)
     part = f.loss_grad(z[keep], y[keep], v[keep], backend=backend)
-    close(whole[0], part[0])
-    close(whole[1][keep], part[1])
+    assert_close(whole[0], part[0])
+    assert_close(whole[1][keep], part[1])
     assert not whole[1][~keep].any()
-    close(
+    assert_close(
         f.hvp(z, y, x, v, backend=backend)[keep], f.hvp(z[keep], y[keep], x[keep], v[keep], backend=backend)
     )
 
@@ -123,9 +123,9 @@ def test_weight_equals_repetition(backend, f, problem, times):
     times = np.array(times[: len(z)])
     loss, grad = f.loss_grad(z, y, times.astype(float), backend=backend)
     again, repeated = f.loss_grad(np.repeat(z, times, 0), np.repeat(y, times, 0), backend=backend)
-    close(loss, again)
+    assert_close(loss, again)
     at = np.concatenate([[0], times.cumsum()[:-1]])
-    close(np.add.reduceat(repeated, at), grad)
+    assert_close(np.add.reduceat(repeated, at), grad)
 
 
 @given(problems(), numbers, st.floats(0.25, 4), st.floats(0.25, 4), st.floats(0, 5))
@@ -139,13 +139,13 @@ def test_two_classes_are_binary(backend, problem, smoothing, weight, temperature
     rest = dict(sample_weight=v, reduction="sum", backend=backend)
     two, one = f.loss_grad(pair, y, **rest), g.loss_grad(z[:, 0] / temperature, y, **rest)
     floor = 256 * np.finfo(float).eps * max(1.0, weight) / temperature  # smoothed gradients are differences
-    close(two[0], one[0], floor=floor)
-    close(two[1][:, 1], one[1] / temperature, floor=floor)
+    assert_close(two[0], one[0], floor=floor)
+    assert_close(two[1][:, 1], one[1] / temperature, floor=floor)
     f, g = fx.FocalLoss(gamma=gamma), fx.BinaryFocalLoss(gamma=gamma)
-    close(f.loss(pair, y, **rest), g.loss(z[:, 0], y, **rest))
+    assert_close(f.loss(pair, y, **rest), g.loss(z[:, 0], y, **rest))
     two, one = f.grad_hess(pair, y, **rest), g.grad_hess(z[:, 0], y, **rest)
-    close(two[0][:, 1], one[0], 1e-9)
-    close(two[1][:, 1], one[1], 1e-9)
+    assert_close(two[0][:, 1], one[0], 1e-9)
+    assert_close(two[1][:, 1], one[1], 1e-9)
 
 
 @given(members(), problems(), st.floats(0.5, 4))
@@ -155,7 +155,7 @@ def test_solve_undoes_the_product(backend, f, problem, lam):
     H = np.stack([f.hvp(z, y, np.broadcast_to(u, z.shape), v, backend=backend) for u in np.eye(K)], axis=1)
     lam = lam - np.minimum(np.linalg.eigvalsh(H)[:, 0], 0)
     r = lam[:, None] * x + f.hvp(z, y, x, v, backend=backend)
-    close(f.solve(z, y, r, lam, v, backend=backend), x, 1e-9)
+    assert_close(f.solve(z, y, r, lam, v, backend=backend), x, 1e-9)
 
 
 @given(members(), problems())
@@ -186,7 +186,7 @@ def test_a_sum_is_the_sum_of_its_terms(backend, total, problem, reduction):
         loss, grad = total.loss_grad(z, targets, **rest)
         hess = [total.grad_hess(z, targets, hessian=h, **rest)[1] for h in losses.HESSIANS]
         for a, b in zip((loss, grad, *hess, total.hvp(z, targets, x, **rest)), expected, strict=True):
-            close(a, b, 1e-12)
+            assert_close(a, b, 1e-12)
         assert_array_equal(total.loss(z, targets, **rest), loss)
 
 
@@ -207,13 +207,13 @@ def test_a_multiple(backend, f, problem, c, lam):
     z, y, v, x = problem
     rest = dict(sample_weight=v, backend=backend)
     for g in (c * f, f * c):
-        close(g.loss(z, y, **rest), c * f.loss(z, y, **rest), 1e-14)
-        close(g.loss_grad(z, y, **rest)[1], c * f.loss_grad(z, y, **rest)[1], 1e-14)
-        close(g.hvp(z, y, x, **rest), c * f.hvp(z, y, x, **rest), 1e-14)
+        assert_close(g.loss(z, y, **rest), c * f.loss(z, y, **rest), 1e-14)
+        assert_close(g.loss_grad(z, y, **rest)[1], c * f.loss_grad(z, y, **rest)[1], 1e-14)
+        assert_close(g.hvp(z, y, x, **rest), c * f.hvp(z, y, x, **rest), 1e-14)
     H = np.stack([f.hvp(z, y, np.broadcast_to(u, z.shape), **rest) for u in np.eye(K)], axis=1)
     lam = lam - c * np.minimum(np.linalg.eigvalsh(H)[:, 0], 0)
     r = lam[:, None] * x + c * f.hvp(z, y, x, **rest)
-    close((c * f).solve(z, y, r, lam, **rest), x, 1e-9)
+    assert_close((c * f).solve(z, y, r, lam, **rest), x, 1e-9)
 
 
 @st.composite

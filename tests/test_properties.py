@@ -66,7 +66,7 @@ def compositions(draw):
     return z, y, dtype, options
 
 
-def close(a, b, dtype, scale=1.0, ulps=64):
+def assert_close(a, b, dtype, scale=1.0, ulps=64):
     """Equal to so many ulp of a scale: for two roundings of one number, neither of which is the truth."""
     assert_allclose(
         np.asarray(a, float),
@@ -98,7 +98,7 @@ def test_fused_is_forward_then_backward(backend, case):
     assert_array_equal(forward, loss)
     upstream = np.ones(len(z), dtype) if options["reduction"] == "none" else 1.0
     back = fx.softmax_cross_entropy_backward(upstream, z, y, lse, backend=backend, **options)
-    close(back, grad, dtype, scale=np.abs(grad).max(initial=0), ulps=4)
+    assert_close(back, grad, dtype, scale=np.abs(grad).max(initial=0), ulps=4)
 
 
 @given(case=problems(soft=False))
@@ -118,8 +118,8 @@ def test_labels_are_their_one_hot(backend, case):
             b = fx.softmax_cross_entropy_with_grad(
                 z, hot, sample_weight=v * live, reduction=reduction, backend=backend, **options
             )
-            close(a[0], b[0], dtype, scale=0)
-            close(a[1], b[1], dtype, scale=2)
+            assert_close(a[0], b[0], dtype, scale=0)
+            assert_close(a[1], b[1], dtype, scale=2)
 
 
 @given(z=st.lists(st.floats(-700, 700), min_size=1, max_size=20), dtype=st.sampled_from(DTYPES))
@@ -148,8 +148,8 @@ def test_ignored_row_is_a_deleted_row(backend, case, data):
         kept, rest = fx.softmax_cross_entropy_with_grad(
             z[~drop], y[~drop], reduction=reduction, backend=backend
         )
-        close(loss, kept, dtype, scale=0, ulps=4)
-        close(grad[~drop], rest, dtype, scale=0, ulps=4)
+        assert_close(loss, kept, dtype, scale=0, ulps=4)
+        assert_close(grad[~drop], rest, dtype, scale=0, ulps=4)
         assert_array_equal(grad[drop], 0)
 
 
@@ -164,13 +164,13 @@ def test_weight_k_is_a_row_repeated_k_times(backend, case, data):
         again, parts = fx.softmax_cross_entropy_with_grad(
             np.repeat(z, times, 0), np.repeat(y, times, 0), **options
         )
-        close(loss, again, dtype, scale=0)
+        assert_close(loss, again, dtype, scale=0)
         summed = np.zeros(z.shape)
         np.add.at(summed, np.repeat(np.arange(len(z)), times), parts)
         truth = reference.softmax(
             z, y, sample_weight=times, class_weight=w, reduction=reduction, label_smoothing=0.1
         )
-        close(grad, summed, dtype, scale=truth.scale.max(initial=0))
+        assert_close(grad, summed, dtype, scale=truth.scale.max(initial=0))
 
 
 @given(case=problems(), shift=st.sampled_from([-512.0, -3.0, 0.5, 64.0]))
@@ -212,9 +212,9 @@ def test_permuting_classes_permutes_the_gradient(backend, case, data):
     options = dict(label_smoothing=0.1, z_loss=1e-3, backend=backend)
     a, ga = fx.softmax_cross_entropy_with_grad(z, y, class_weight=w, **options)
     b, gb = fx.softmax_cross_entropy_with_grad(z[:, order], moved, class_weight=w[order], **options)
-    close(a, b, dtype, scale=0)
+    assert_close(a, b, dtype, scale=0)
     lse = np.abs(z).max() + 3
-    close(ga[:, order], gb, dtype, scale=np.abs(ga).max(initial=0) + 1e-3 * lse)
+    assert_close(ga[:, order], gb, dtype, scale=np.abs(ga).max(initial=0) + 1e-3 * lse)
 
 
 @given(case=problems(min_rows=2), cut=st.integers(1, 5))
