@@ -3,7 +3,7 @@ All ten digits: logistic regression and a network
 =================================================
 
 Softmax cross-entropy on all of MNIST. Logistic regression reads 92.6 % of the test images right, a network with one
-hidden layer of 256 units 98.0 %.
+hidden layer of 256 units 98.2 % after 20 epochs.
 """
 
 import matplotlib.pyplot as plt
@@ -16,12 +16,19 @@ from fastxent.plots import ReliabilityDisplay
 plt.style.use("tableau-colorblind10")
 
 # %%
-# The same interface for both; the network takes an epoch with each call of ``partial_fit``.
+# The same interface for both. The network's learning rate falls along a cosine to zero in its 20 epochs.
 X, y, X_test, y_test = mnist()
 logistic = fx.LogisticRegression(max_iter=1000).fit(X, y)
-network = fx.MLPClassifier((256,), batch_size=64, random_state=0)
-for _ in range(2 if SMALL else 12):
-    network.partial_fit(X, y, classes=np.arange(10))
+epochs = 2 if SMALL else 20
+network = fx.MLPClassifier(
+    (256,),
+    batch_size=128,
+    learning_rate="cosine",
+    learning_rate_init=2e-3,
+    max_iter=epochs,
+    n_iter_no_change=epochs,
+    random_state=0,
+).fit(X, y)
 
 models = {"logistic regression": logistic, "784-256-10": network}
 accuracy = {name: model.score(X_test, y_test) for name, model in models.items()}

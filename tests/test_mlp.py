@@ -795,6 +795,14 @@ def test_convergence_warning_says_what_failed_and_what_to_do():
         MLPClassifier((5,), solver="lbfgs", activation="tanh", alpha=1.0).fit(X, y)
 
 
+def test_a_schedule_that_ends_is_no_failure_to_converge():
+    X, y = problem("softmax", 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = MLPClassifier((3,), learning_rate="cosine", max_iter=2).fit(X, y)
+    assert model.n_iter_ == 2
+
+
 class Failing:
     """Cross-entropy that is NaN from a given call on."""
 

@@ -128,7 +128,8 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
     learning_rate : {'constant', 'invscaling', 'adaptive', 'cosine'}, default='constant'
         'invscaling' divides by (samples seen + 1)**power_t; 'adaptive' divides by 5 whenever training stops
         improving; both leave 'adam' alone, as in scikit-learn. 'cosine' falls from epoch to epoch over
-        `max_iter` epochs, learning_rate_init · (1 + cos(pi · epoch / max_iter)) / 2.
+        `max_iter` epochs, learning_rate_init · (1 + cos(pi · epoch / max_iter)) / 2: its end is no
+        ConvergenceWarning.
     learning_rate_init : float, default=0.001
     power_t : float, default=0.5
     max_iter : int, default=200
@@ -656,7 +657,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
                     if self._stops(progress):
                         break
                     self._no_improvement_count = 0
-                if not incremental and self.n_iter_ == self.max_iter:
+                if not incremental and self.n_iter_ == self.max_iter and self.learning_rate != "cosine":
                     self._warn_not_converged(gain)
         except KeyboardInterrupt:
             warnings.warn(
