@@ -1,4 +1,4 @@
-"""The estimators inside scikit-learn's tools and beside its neighbours: search, calibration, frames, files of others."""
+"""The estimators inside scikit-learn's tools and beside its neighbours: search, calibration, frames, other formats."""
 
 from __future__ import annotations
 
