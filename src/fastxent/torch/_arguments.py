@@ -31,7 +31,7 @@ def tensors(**arguments):
 
 
 def floating(input):
-    """Input of a dtype that the kernels read."""
+    """Input of a dtype that the kernels read; the error is of the type that PyTorch raises for such a dtype."""
     if input.dtype not in FLOATS:
         raise NotImplementedError(
             f"input: expected float32, float64, bfloat16 or float16, got {input.dtype}; not implemented for it"

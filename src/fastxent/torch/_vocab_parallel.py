@@ -98,7 +98,7 @@ def _check(logits_shard, target, ignore_index, label_smoothing):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"argument '{name}' must be Tensor, not {type(value).__name__}")
         if not value.is_cpu:
-            raise NotImplementedError(f"{name}: expected a tensor on the CPU, got one on {value.device}")
+            raise RuntimeError(f"{name}: expected a tensor on the CPU, got one on {value.device}")
     _arguments.floating(logits_shard)
     if logits_shard.dim() < 1 or target.shape != logits_shard.shape[:-1]:
         raise RuntimeError(
