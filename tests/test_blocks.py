@@ -88,7 +88,7 @@ def test_errors():
         model.fit(lambda: [X])
     with pytest.raises(ValueError, match=r"block 1: X: expected 8 columns, got 5"):
         model.fit(lambda: [(X, y), (X[:, :5], y)])
-    with pytest.raises(ValueError, match=r"got soft labels: False and True"):
+    with pytest.raises(ValueError, match=r"got kind of y: labels and soft"):
         model.fit(lambda: [(X, y), (X, np.eye(4)[y])])
     with pytest.raises(ValueError, match=r"block 1: y\[0\] is"):
         model.fit(lambda: [(X, np.eye(4)[y]), (X, np.eye(4)[y] * 2)])

@@ -165,7 +165,7 @@ class Survey:
             ("n_features", "columns in X"),
             ("dtype", "dtype of X"),
             ("sparse", "sparse X"),
-            ("kind", "y"),
+            ("kind", "kind of y"),
         ):
             mine, its = getattr(self, name), getattr(other, name)
             if mine != its:
