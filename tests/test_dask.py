@@ -572,6 +572,30 @@ def _kill_a_worker_during_a_fit(client, model, chunks):
         hurt = clone(model).set_params(client=client).fit(*chunks)
     assert len(asked) > 15
     assert pids[0] not in client.run(os.getpid).values()
-    assert np.array_equal(hurt.coef_, model.coef_)
-    assert hurt.opt_result_.fun == model.opt_result_.fun
+    if hasattr(model, "coef_"):
+        assert np.array_equal(hurt.coef_, model.coef_)
+        assert hurt.opt_result_.fun == model.opt_result_.fun
+    else:
+        assert all(map(np.array_equal, hurt.coefs_, model.coefs_))
+        assert hurt.loss_curve_ == model.loss_curve_
     assert left_behind(client) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_network_on_a_cluster(cluster):
+    """Worker processes give the bits of no cluster, in mini-batches and whole batches, one of them killed."""
+    X, y, w = problem(n_rows=3000)
+    chunks = chunked(X, y, w, rows=400)
+    options = {"batch_size": 500, "max_iter": 8, "random_state": 3, "class_weight": "balanced"}
+    models = [
+        fxd.MLPClassifier((7,), solver="adam", dropout=0.1, **options).fit(*chunks),
+        fxd.MLPClassifier((7,), solver="lbfgs", **options).fit(*chunks),
+    ]
+    client = cluster(2, True)
+    for model in models:
+        there = clone(model).set_params(client=client).fit(*chunks)
+        assert all(map(np.array_equal, there.coefs_ + there.intercepts_, model.coefs_ + model.intercepts_))
+        assert np.array_equal(there.predict(chunks[0]).compute(), model.to_local().predict(X))
+        assert left_behind(client) == []
+    _kill_a_worker_during_a_fit(client, models[0], chunks)
