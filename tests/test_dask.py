@@ -577,7 +577,7 @@ def _kill_a_worker_during_a_fit(client, model, chunks):
         assert hurt.opt_result_.fun == model.opt_result_.fun
     else:
         assert all(map(np.array_equal, hurt.coefs_, model.coefs_))
-        assert hurt.loss_curve_ == model.loss_curve_
+        assert hurt.loss_curve_ == pytest.approx(model.loss_curve_, rel=1e-12)  # summed in runs of 50 ms
     assert left_behind(client) == []
 
 
