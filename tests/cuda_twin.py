@@ -183,6 +183,18 @@ class Context(NamedTuple):
     empty: object
 
 
+class Policy(NamedTuple):
+    """`launch.Policy`."""
+
+    absolute: bool = False
+    factor: float = 1.0
+    floor: float | None = None
+    upper: bool = False
+
+
+EXACT = Policy()
+
+
 def _memory(buffer):
     """What lies at a buffer's address, as an array that shares it."""
     if buffer is None:
@@ -204,7 +216,7 @@ def _memory(buffer):
 def _scale(scale, denominator):
     if denominator is None:
         return scale
-    (total,) = _memory(denominator)
+    total = _memory(denominator).item()
     return scale / total if total else 0.0
 
 
@@ -258,16 +270,102 @@ def combine(context, partials, out, factor, denominator, empty):
 def sigmoid(
     context, logits, targets, sample_weight, pos_weight, label_smoothing, scale, denominator,
     loss_out, grad_out, bad_out, family="cross_entropy", a=0.0, b=0.0, c=0.0,
+    hess_out=None, policy=EXACT,
 ):  # fmt: skip
-    """`launch.sigmoid`."""
+    """`launch.sigmoid`; of the policies all but the bound."""
     z, y = _memory(logits), _memory(targets)
     real = np.float64 if z.dtype == np.float64 else np.float32
     loss = None if loss_out is None else _memory(loss_out).reshape(z.shape)
+    scale, hess = _scale(scale, denominator), _memory(hess_out)
     total, bad, _ = _core_numpy.sigmoid_elements(
-        z, y.astype(real), _memory(sample_weight), _memory(pos_weight), label_smoothing, _scale(scale, denominator),
-        loss, _memory(grad_out), None, 1, family, a, b, c,
+        z, y.astype(real), _memory(sample_weight), _memory(pos_weight), label_smoothing, scale,
+        loss, _memory(grad_out), hess, 1, family, a, b, c,
     )  # fmt: skip
+    if hess is not None:
+        if policy.upper and family != "cross_entropy":
+            raise NotImplementedError("the twin has no bound of a focal loss")
+        weight = 1.0 if sample_weight is None else _memory(sample_weight)
+        _put_under(hess, policy._replace(floor=0.0) if policy.upper else policy, weight * scale)
     _flag(bad_out, bad, z.size)
+    return _sum(context, total)
+
+
+def _put_under(hess, policy, factor):
+    """Put second derivatives under a policy; `factor` is that of the rows."""
+    if policy.absolute:
+        np.abs(hess, out=hess)
+    hess *= policy.factor
+    if policy.floor is not None:
+        hess[...] = np.maximum(hess, policy.floor * np.abs(factor))
+
+
+def binary(
+    context, probabilities, targets, sample_weight, pos_weight, label_smoothing, scale, denominator,
+    loss_out, grad_out, hess_out, bad_out, bad_value_out,
+):  # fmt: skip
+    """`launch.binary`."""
+    p, y = _memory(probabilities), _memory(targets)
+    real = np.float64 if p.dtype == np.float64 else np.float32
+    loss = None if loss_out is None else _memory(loss_out).reshape(p.shape)
+    total, *bad = _core_numpy.binary_elements(
+        p, y.astype(real), _memory(sample_weight), _memory(pos_weight), label_smoothing, _scale(scale, denominator),
+        loss, _memory(grad_out), _memory(hess_out), 1,
+    )  # fmt: skip
+    for out, first in zip((bad_out, bad_value_out), bad, strict=True):
+        _flag(out, first, p.size)
+    return _sum(context, total)
+
+
+def _of_rows(weight, ignore_index, targets, scale, temperature):
+    """Factor of every row's second derivatives before the temperature, to be broadcast over the classes."""
+    factor = np.ones(1) if weight is None else _memory(weight)[:, None, :]
+    y = _memory(targets)
+    if ignore_index is not None and y is not None and y.ndim == 2:
+        factor = np.where(y[:, None, :] == ignore_index, 0, factor)
+    return factor * scale
+
+
+def curvature(
+    context, mode, logits, targets, sample_weight, class_weight, logit_bias, label_smoothing, exclude_target,
+    ignore_index, z_loss, temperature, scale, denominator, x, out, bad_out,
+    family="cross_entropy", a=0.0, b=0.0, policy=EXACT,
+):  # fmt: skip
+    """`general.curvature`."""
+    arrays = list(map(_memory, (logits, targets, sample_weight, class_weight, logit_bias)))
+    scale = _scale(scale, denominator)
+    head = (*arrays, label_smoothing, exclude_target, ignore_index, z_loss, temperature, scale)
+    to = _memory(out)
+    if mode == "diagonal":
+        _, bad, _ = _core_numpy.softmax_rows(*head, None, None, None, to, 1, family, a, b)
+        _put_under(to, policy, _of_rows(sample_weight, ignore_index, targets, scale, temperature))
+    elif mode == "product":
+        bad = _core_numpy.softmax_hvp(*head, _memory(x), to, 1, family, a, b)
+    else:
+        bad = _core_numpy.softmax_upper(*head, to, 1, family, a, b)
+    _flag(bad_out, bad, logits.shape[0] * logits.shape[2])
+
+
+def divergence(
+    context, mode, logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, scale, denominator,
+    x, loss_out, grad_out, out, bad_out, family, beta=0.5, policy=EXACT,
+):  # fmt: skip
+    """`general.divergence`."""
+    arrays = _memory(logits), _memory(teacher), teacher_logits, _memory(sample_weight)
+    scale = _scale(scale, denominator)
+    head = (*arrays, ignore_index, temperature, scale)
+    rows = logits.shape[0], logits.shape[2]
+    loss, total = None if loss_out is None else _memory(loss_out).reshape(rows), 0.0
+    to = _memory(out)
+    if mode == "rows":
+        total, bad = _core_numpy.divergence_rows(*head, loss, _memory(grad_out), to, 1, family, beta)
+        if to is not None:
+            ignored = None if teacher_logits else ignore_index
+            _put_under(to, policy, _of_rows(sample_weight, ignored, teacher, scale, temperature))
+    elif mode == "product":
+        bad = _core_numpy.divergence_hvp(*head, _memory(x), to, 1, family, beta)
+    else:
+        bad = _core_numpy.divergence_upper(*head, to, 1, family, beta)
+    _flag(bad_out, bad, math.prod(rows))
     return _sum(context, total)
 
 
@@ -276,7 +374,8 @@ def weight_total(context, weight):
     return _sum(context, _memory(weight).sum(dtype=np.float64))
 
 
-LAUNCHERS = (combine, sigmoid, softmax_launch, totals_launch, weight_total)
+LAUNCHERS = (binary, combine, sigmoid, softmax_launch, totals_launch, weight_total)
+GENERAL = (curvature, divergence)
 
 
 class TorchInMemory(_device.Torch):
@@ -293,9 +392,10 @@ class TorchInMemory(_device.Torch):
 def install(monkeypatch):
     """Put the twin in the place of the CUDA backend and of CuPy; returns the module that stands for CuPy."""
     launch = types.ModuleType("fastxent._core_cuda.launch")
-    vars(launch).update({f.__name__: f for f in LAUNCHERS}, Buffer=Buffer, Context=Context)
+    vars(launch).update({f.__name__: f for f in LAUNCHERS}, Buffer=Buffer, Context=Context, Policy=Policy)
     core = types.ModuleType("fastxent._core_cuda")
     core.launch, core.__path__ = launch, []
+    core.general = types.SimpleNamespace(**{f.__name__: f for f in GENERAL})
     core.softmax_rows, core.sigmoid_elements = _core_numpy.softmax_rows, _core_numpy.sigmoid_elements
     module = cupy()
     for name, value in ((core.__name__, core), (launch.__name__, launch), ("cupy", module)):

@@ -37,7 +37,7 @@ def emulated():
     def wrapped(function):
         return lambda *a, **k: np.asarray(function(*a, **k)).view(Array)
 
-    names = ("broadcast_to", "ascontiguousarray", "empty", "empty_like", "matmul", "zeros")
+    names = ("broadcast_to", "ascontiguousarray", "empty", "empty_like", "matmul", "where", "zeros")
     functions = types.SimpleNamespace(**{name: wrapped(getattr(np, name)) for name in names})
     functions.asarray = wrapped(np.asarray)
 
@@ -57,7 +57,9 @@ def emulated():
             return None
 
     _device.LIBRARIES["emulated"] = Emulated
-    core = types.SimpleNamespace(launch=launch)
+    from fastxent._core_cuda import general
+
+    core = types.SimpleNamespace(launch=launch, general=general)
     _backend._cuda = lambda: core
     return wrapped(np.array), np.asarray
 
@@ -158,7 +160,7 @@ def test_axes_and_soft_targets(library):
 
 
 def test_objects(library):
-    """Loss objects take device arrays; what has no kernel raises."""
+    """Loss objects take device arrays; a system has to be in memory."""
     to, back = library
     z, y = problem()
     for loss in (fx.FocalLoss(gamma=2.0, alpha=0.5), fx.Poly1Loss(), fx.GeneralizedCrossEntropy()):
@@ -166,8 +168,114 @@ def test_objects(library):
         value, grad = loss.loss_grad(to(z), to(y))
         assert np.allclose(back(value), expected, rtol=3e-6)
         assert np.allclose(back(grad), slope, atol=1e-6)
-    with pytest.raises(NotImplementedError, match="no second derivatives"):
-        fx.SoftmaxCrossEntropy().grad_hess(to(z), to(y))
+    with pytest.raises(TypeError, match="solve: expected arrays in memory, got logits on a CUDA device"):
+        fx.SoftmaxCrossEntropy().solve(to(z), to(y), to(z), 1.0)
+
+
+LOSSES = {
+    "softmax": fx.SoftmaxCrossEntropy(label_smoothing=0.1, z_loss=1e-3, temperature=1.5),
+    "focal": fx.FocalLoss(gamma=2.0, alpha=0.5),
+    "js": fx.JensenShannonLoss(),
+    "bootstrapping": fx.BootstrappingLoss(beta=0.8),
+    "hard": 0.5 * fx.BootstrappingLoss(beta=0.8, hard=True),
+    "sum": fx.SoftmaxCrossEntropy() + 0.3 * fx.Poly1Loss(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivatives(library, name, reduction):
+    """Every policy, products, sums and divergences, with weights and an ignored row."""
+    to, back = library
+    loss = LOSSES[name]
+    z, y = problem(4, 7)
+    v = np.linspace(0, 1, len(z)).astype(np.float32)
+    x = np.random.default_rng(3).standard_normal(z.shape).astype(np.float32)
+    wide = z.astype(np.float64), y
+    value, grad = loss.loss_grad(to(z), to(y), to(v), reduction)
+    expected = loss.loss_grad(*wide, v, reduction)
+    assert np.allclose(back(value), expected[0], rtol=1e-5, atol=1e-7)
+    assert np.allclose(back(grad), expected[1], atol=3e-6 * np.abs(expected[1]).max())
+    policies = ("exact", "upper")
+    if name in ("focal", "js"):
+        policies += ("clip", "abs", "xgboost", "lightgbm")
+    for hessian in policies if reduction == "mean" else ("upper",):
+        expected = loss.grad_hess(*wide, v, reduction, hessian=hessian)
+        for ours, theirs in zip(
+            loss.grad_hess(to(z), to(y), to(v), reduction, hessian=hessian), expected, strict=True
+        ):
+            assert np.allclose(back(ours), theirs, atol=3e-6 * np.abs(theirs).max(), rtol=1e-5), hessian
+    expected = loss.hvp(*wide, x, v, reduction)
+    assert np.allclose(back(loss.hvp(to(z), to(y), to(x), to(v), reduction)), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"x: expected the shape of logits, \(4, 7\), got \(3, 7\)"):
+        loss.hvp(to(z), to(y), to(x[:3]))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_distillation(library, reverse):
+    """Labels and teacher logits, an ignored row, float32; a bad label is found."""
+    to, back = library
+    loss = fx.DistillationLoss(temperature=2.0, weight=0.7, reverse=reverse)
+    z, y = problem(5, 9)
+    y %= 9
+    y[2] = -100
+    teacher = (z + np.random.default_rng(4).standard_normal(z.shape)).astype(np.float32)
+    wide = z.astype(np.float64), (y, teacher.astype(np.float64))
+    given = to(z), (to(y), to(teacher))
+    for ours, theirs in zip(loss.loss_grad(*given), loss.loss_grad(*wide), strict=True):
+        assert np.allclose(back(ours), theirs, atol=1e-6, rtol=3e-6)
+    for hessian in ("exact", "upper"):
+        pairs = zip(
+            loss.grad_hess(*given, hessian=hessian), loss.grad_hess(*wide, hessian=hessian), strict=True
+        )
+        assert all(np.allclose(back(ours), theirs, atol=1e-6, rtol=1e-5) for ours, theirs in pairs)
+    y[3] = 9
+    with pytest.raises(ValueError, match=r"targets\[3\] is not a class"):
+        loss.loss(to(z), (to(y), to(teacher)))
+
+
+@pytest.mark.parametrize(
+    "loss", [fx.SigmoidCrossEntropy(pos_weight=2.0), fx.BinaryFocalLoss(alpha=0.3)], ids=repr
+)
+def test_second_derivatives_of_elements(library, loss):
+    to, back = library
+    rng = np.random.default_rng(5)
+    z = (3 * rng.standard_normal((4, 9))).astype(np.float32)
+    y = (rng.random(z.shape) < 0.5).astype(np.float32)
+    v = rng.random(z.shape).astype(np.float32)
+    wide = z.astype(np.float64), y
+    for hessian in ("exact", "clip", "abs", "upper", "xgboost", "lightgbm"):
+        expected = loss.grad_hess(*wide, v, hessian=hessian)
+        for ours, theirs in zip(loss.grad_hess(to(z), to(y), to(v), hessian=hessian), expected, strict=True):
+            assert np.allclose(back(ours), theirs, atol=3e-6 * np.abs(theirs).max(), rtol=1e-5), hessian
+    x = rng.standard_normal(z.shape).astype(np.float32)
+    assert np.allclose(back(loss.hvp(to(z), to(y), to(x))), loss.hvp(*wide, x), atol=1e-6)
+
+
+def test_probabilities(library):
+    """binary_cross_entropy: weights that broadcast, in place, and what is no probability."""
+    to, back = library
+    rng = np.random.default_rng(6)
+    p = (0.02 + 0.96 * rng.random((4, 9))).astype(np.float32)
+    y = rng.random(p.shape).astype(np.float32)
+    options = {"sample_weight": rng.random((4, 1)).astype(np.float32), "label_smoothing": 0.1, "base": 2}
+    expected, slope = fx.binary_cross_entropy_with_grad(p.astype(np.float64), y, **options)
+    options["sample_weight"] = to(options["sample_weight"])
+    given = to(p)
+    loss, grad = fx.binary_cross_entropy_with_grad(given, to(y), out=given, **options)
+    assert grad is given
+    assert np.allclose(back(loss), expected, rtol=3e-6)
+    assert np.allclose(back(grad), slope, rtol=1e-5, atol=1e-6)
+    losses = fx.binary_cross_entropy(to(p), to(y), reduction="none")
+    assert np.allclose(back(losses), fx.binary_cross_entropy(p, y, reduction="none"), rtol=1e-5)
+    p[2, 3] = 1.5
+    given = to(p)
+    with pytest.raises(ValueError, match=r"probabilities\[2, 3\]: expected a number in \[0, 1\]"):
+        fx.binary_cross_entropy_with_grad(given, to(y), out=given)
+    assert np.array_equal(back(given), p)
+    y[1, 2] = -1
+    with pytest.raises(ValueError, match=r"targets\[1, 2\]: expected a number in \[0, 1\]"):
+        fx.binary_cross_entropy(to(p), to(y))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

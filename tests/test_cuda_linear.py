@@ -195,10 +195,16 @@ def test_bfloat16(monkeypatch):
 def test_the_twin_has_the_launchers_arguments():
     pytest.importorskip("numba", reason="numba is not installed")
     try:
-        from fastxent._core_cuda import launch
+        from fastxent._core_cuda import general, launch
     except ImportError as error:
         pytest.skip(str(error))
-    for twin in (*cuda_twin.LAUNCHERS, cuda_twin.Buffer, cuda_twin.Context):
-        real = getattr(launch, twin.__name__)
+    for twin in (
+        *cuda_twin.LAUNCHERS,
+        *cuda_twin.GENERAL,
+        cuda_twin.Buffer,
+        cuda_twin.Context,
+        cuda_twin.Policy,
+    ):
+        real = getattr(general if twin in cuda_twin.GENERAL else launch, twin.__name__)
         ours, theirs = (inspect.signature(f).parameters.values() for f in (twin, real))
         assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs]

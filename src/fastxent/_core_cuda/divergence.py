@@ -13,7 +13,7 @@ from numba import cuda, float64, int64
 from . import intrinsics as on
 from .rows import BAD, DENOMINATOR, LOSS
 from .storage import STORAGES
-from .strided import label_reader, reader, split_row
+from .strided import label_reader, positive_part, reader, split_row
 from .teams import team
 
 __all__ = ["DIAGONAL", "FAMILIES", "FIRST", "FIRST_OF_GROUP", "GRAD", "divergence_kernel"]
@@ -155,7 +155,7 @@ def divergence_kernel(storage, real, lanes, teacher, family, mode):
         X, G, H, V, T, W, LOSS_OUT, PART, BAD_ROW, DEN, SYSTEM_P, SYSTEM_W, SYSTEM_SIZE, SYSTEM_ZETA, SYSTEM_ALIVE,
         n_rows, n_classes, n_inner, x_outer, x_step, x_inner, g_outer, g_step, g_inner, h_outer, h_step, h_inner,
         v_outer, v_step, v_inner, t_outer, t_step, t_inner, w_outer, w_inner, ignore, flags, wanted, group,
-        inv_t, beta, scale,
+        inv_t, beta, times_this, floor, scale,
     ):  # fmt: skip
         one = cuda.shared.array(32, float64)
         two = cuda.shared.array(32, float64)
@@ -306,7 +306,9 @@ def divergence_kernel(storage, real, lanes, teacher, family, mode):
                                 put(G, outer * g_outer + inner * g_inner + k * g_step, number(g))
                             if wanted & DIAGONAL:
                                 v = factor * q * (not_q * b - q * (centred + around))
-                                v = ZERO if weight == ZERO else v * (weight * scale * inv_t * inv_t)
+                                of_row = weight * scale * inv_t * inv_t
+                                v = positive_part(v * of_row, of_row, times_this, floor, flags)
+                                v = ZERO if weight == ZERO else v
                                 put(H, outer * h_outer + inner * h_inner + k * h_step, number(v))
                         else:
                             pull = ZERO

@@ -82,7 +82,8 @@ def curvature(
     lanes, threads, grid = _teams(n_rows, n_classes, inner)
     order = (rows.WEIGHT, rows.CLASS_WEIGHT, rows.BIAS, rows.DENOMINATOR, rows.BAD)
     flags = launch._flags(sample_weight, class_weight, logit_bias, denominator, bad_out, order=order)
-    flags |= policy.flags | (rows.EXCLUDE if exclude_target else 0)
+    more, factor, floor = launch.policy_arguments(policy)
+    flags |= more | (rows.EXCLUDE if exclude_target else 0)
     flags |= 0 if ignore_index is None else rows.IGNORE
     given = (logits, out, x, targets, sample_weight, class_weight, logit_bias, bad_out, denominator)
     # a floor is that of a row of weight 1, before the temperature
@@ -90,7 +91,7 @@ def curvature(
         *map(launch._pointer, given), n_rows, n_classes, inner,
         *logits.strides, *out.strides, *_strides(x, logits), *_target_strides(targets), *_strides(sample_weight),
         0 if ignore_index is None else int(ignore_index), flags, 1.0 / temperature, z_loss, rows.FAMILIES[family], a, b,
-        label_smoothing, policy.factor, policy.floor * temperature**2, scale / temperature**2,
+        label_smoothing, factor, floor * temperature**2, scale / temperature**2,
     )  # fmt: skip
     arguments = (logits.dtype, real, lanes, soft, mode)
     kinds = (_curvature_signature, logits.dtype, targets.dtype if not soft else real_name(logits.dtype), real)
@@ -277,26 +278,27 @@ def region_grad(
 def _divergence_signature(dtype, target):
     x, f, g = pointer_to(element_of(dtype)), pointer_to(real_of(dtype)), pointer_to(F64)
     pointers = (x, x, x, f, pointer_to(_given(target, dtype)), f, f, g, pointer_to(I64), *(g,) * 6)
-    return (*pointers, *(I64,) * 3, *(I64,) * 17, I64, I32, I32, I64, F64, F64, F64)
+    return (*pointers, *(I64,) * 3, *(I64,) * 17, I64, I32, I32, I64, *(F64,) * 5)
 
 
 def divergence(
     context, mode, logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, scale, denominator,
-    x, loss_out, grad_out, out, bad_out, family, beta=0.5,
+    x, loss_out, grad_out, out, bad_out, family, beta=0.5, policy=EXACT,
 ):  # fmt: skip
     """Queue the kernel of `_core_numpy.divergence_rows` ("rows"), `_hvp` ("product" with x) or `_upper` ("upper").
 
-    `out` gets the diagonal, the product or the bound; partial sums of the losses. x in the arithmetic's dtype.
+    `out` gets the diagonal under a `Policy`, the product or the bound; partial sums of the losses. x in the
+    arithmetic's dtype.
     """
     return _divergence(
         context, mode, logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, scale, denominator,
-        x, loss_out, grad_out, out, bad_out, family, beta,
+        x, loss_out, grad_out, out, bad_out, family, beta, policy,
     )  # fmt: skip
 
 
 def _divergence(
     context, mode, logits, teacher, teacher_logits, sample_weight, ignore_index, temperature, scale, denominator,
-    x, loss_out, grad_out, out, bad_out, family, beta, system=(None,) * 5, wanted=0, group=0,
+    x, loss_out, grad_out, out, bad_out, family, beta, policy=EXACT, system=(None,) * 5, wanted=0, group=0,
 ):  # fmt: skip
     outer, n_classes, inner = logits.shape
     n_rows = outer * inner
@@ -311,6 +313,8 @@ def _divergence(
     order = (rows.WEIGHT, rows.LOSS, rows.DENOMINATOR, rows.BAD)
     flags = launch._flags(sample_weight, loss_out, denominator, bad_out, order=order)
     flags |= 0 if ignore_index is None or kind != "labels" else rows.IGNORE
+    more, factor, floor = launch.policy_arguments(policy)
+    flags |= more
     wanted |= 0 if grad_out is None else divergences.GRAD
     wanted |= 0 if out is None else divergences.DIAGONAL
     given = (
@@ -330,7 +334,7 @@ def _divergence(
         *map(launch._pointer, given), n_rows, n_classes, inner, *logits.strides, *_strides(grad_out, logits),
         *_strides(out, logits), *_strides(x, logits), *((0, 0, 0) if teacher is None else _target_strides(teacher)),
         *_strides(sample_weight), 0 if ignore_index is None else int(ignore_index), flags, wanted, group,
-        1.0 / temperature, beta, scale,
+        1.0 / temperature, beta, factor, floor * temperature**2, scale,
     )  # fmt: skip
     real = real_name(logits.dtype)
     arguments = (logits.dtype, real, lanes, kind, family, mode)
@@ -378,7 +382,7 @@ def solve(context, terms, damping, rhs, x_out):
         else:
             *given, family, beta = arguments
             outs = (None,) * 6
-            _divergence(context, "weights", *given, *outs, family, beta, system, wanted, group)
+            _divergence(context, "weights", *given, *outs, family, beta, EXACT, system, wanted, group)
     lanes, threads, grid = _teams(n_rows, n_classes, inner)
     given = (p, w, size, zeta, alive, damping, rhs, guess, rest, x_out)
     values = (

@@ -94,15 +94,24 @@ LABELS = {
 
 
 class Policy(NamedTuple):
-    """What is made of a second derivative: its absolute value, times a factor, not below a floor; or its bound."""
+    """What is made of a second derivative: its absolute value, times a factor, not below a floor; or its bound.
 
-    flags: int = 0
+    The floor is that of a row of weight 1 of the summed loss; `upper` asks the elementwise kernels for the bound.
+    """
+
+    absolute: bool = False
     factor: float = 1.0
-    floor: float = 0.0
+    floor: float | None = None
     upper: bool = False
 
 
 EXACT = Policy()
+
+
+def policy_arguments(policy):
+    """(bits of `flags`, factor, floor) of a policy, as the kernels take them."""
+    flags = (rows.ABSOLUTE if policy.absolute else 0) | (0 if policy.floor is None else rows.FLOORED)
+    return flags, policy.factor, policy.floor or 0.0
 
 
 class Plan(NamedTuple):
@@ -562,7 +571,8 @@ def _two_axes(
     if n_rows * n_columns == 0:
         return context.empty((0,), "float64")
     order = (rows.WEIGHT, rows.POSITIVE, rows.LOSS, rows.DENOMINATOR, rows.BAD)
-    flags = _flags(sample_weight, pos_weight, loss_out, denominator, bad_out, order=order) | policy.flags
+    flags = _flags(sample_weight, pos_weight, loss_out, denominator, bad_out, order=order)
+    more, factor, floor = policy_arguments(policy)
     threads = SIZES.neighbours
     grid = (min(-(-n_columns // threads), SIZES.most_blocks), min(n_rows, 1024))
     partials = context.empty((grid[0] * grid[1],), "float64")
@@ -572,7 +582,7 @@ def _two_axes(
     values = (
         *map(_pointer, (*given, bad_out, bad_value_out, denominator)), n_rows, n_columns,
         *values_in.strides, *outs[0].strides, *outs[1].strides, *targets.strides, *weights[0], *weights[1],
-        flags, label_smoothing, number, a, b, c, policy.factor, policy.floor, scale,
+        flags | more, label_smoothing, number, a, b, c, factor, floor, scale,
     )  # fmt: skip
     hess = "" if hess_out is None else "upper" if policy.upper else "exact"
     arguments = (values_in.dtype, targets.dtype, grad_out is not None, hess, probabilities)

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from .. import _checks
+from .. import _checks, _device
 
 __all__ = ["HESSIANS", "Loss", "ScaledLoss", "SumLoss", "names", "resolve"]
 
@@ -449,7 +449,7 @@ class SumLoss(Loss):
         return next(without, "")
 
     def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
-        z = _checks.floats(z, "logits")
+        z = z if _device.is_device(z) else _checks.floats(z, "logits")
         if not isinstance(y, tuple):
             y = (y,) * len(self.terms)
         elif len(y) != len(self.terms):
@@ -481,10 +481,12 @@ class _ScaledCall(Call):
         """The factor times a number or an array, in place; a factor of 0 annihilates what is not finite."""
         if value is None:
             return None
-        if not isinstance(value, np.ndarray):
+        if isinstance(value, numbers.Real):
             return value * self.factor if self.factor else 0.0
         if not self.factor:
             value[...] = 0
+        elif not isinstance(value, np.ndarray):
+            value *= self.factor
         elif value.dtype.itemsize == 2:
             value[...] = value.astype(np.float32) * np.float32(self.factor)
         else:
@@ -498,7 +500,10 @@ class _SumCall(Call):
 
     def run(self, *, grad=False, hess=False, out=None):
         # Every term reads the logits, which may be `out`: it is written last.
-        if out is not None:
+        if _device.is_device(self.z):
+            if out is not None:
+                _device.output(_device.library_of(self.z)[0], out, self.z)
+        elif out is not None:
             _checks.output(out, self.z)
         loss, *arrays = _added(call.run(grad=grad, hess=hess)[:3] for call in self.calls)
         if out is not None:
@@ -532,10 +537,11 @@ def _added(results):
     total = list(next(results))
     for values in results:
         for at, value in enumerate(values):
-            if np.shape(value) != np.shape(total[at]):
+            shapes = [tuple(getattr(each, "shape", ())) for each in (total[at], value)]
+            if shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"reduction='none': expected terms with losses of one shape, got {np.shape(total[at])} "
-                    f"and {np.shape(value)}; reduce them"
+                    f"reduction='none': expected terms with losses of one shape, got {shapes[0]} and {shapes[1]}; "
+                    "reduce them"
                 )
             if value is not None:
                 total[at] += value

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import _checks
+from .. import _checks, _device
 from ._base import Loss, Term, writable_rows, write_back
+from ._on_device import DeviceDivergenceCall
 from ._softmax import SoftmaxCall, SoftmaxCrossEntropy, SoftmaxOptions, check_softmax_options
 
 __all__ = ["BootstrappingLoss", "DistillationLoss", "JensenShannonLoss"]
@@ -24,15 +25,10 @@ class DivergenceCall(SoftmaxCall):
     `targets` give the denominator and the ignored rows; they are the teacher too, unless there are `teacher` logits.
     """
 
-    def __init__(self, loss, family, beta, factor, arguments, teacher=None):
-        logits, targets, sample_weight, reduction, *rest = arguments
-        temperature = getattr(loss, "temperature", 1.0) if teacher is not None else 1.0
-        options = SoftmaxOptions(
-            None, 0.0, "uniform", loss.ignore_index, 0.0, temperature, None, loss.axis, loss.base, loss.empty
-        )
-        backend, threads, check = rest
-        self.arguments = (logits, targets, sample_weight, reduction, options, threads, backend, check)
+    def __init__(self, family, beta, factor, arguments, teacher=None):
+        self.arguments = arguments
         super().__init__(*self.arguments)
+        self.member = None  # no member of the softmax family, whose curvature a booster's policies would take
         self.unit *= factor
         self.family, self.beta = family, beta
         problem, ignore = self.problem, self.scalars[2]
@@ -150,6 +146,19 @@ class DivergenceCall(SoftmaxCall):
         return self._of_terms(factor, Term("divergence", softmax, (*head, self.family, self.beta)))
 
 
+def divergence_call(loss, family, beta, factor, arguments, teacher=None):
+    """The checked call where the logits are: on a CUDA device, or in memory."""
+    logits, targets, sample_weight, reduction, backend, threads, check = arguments
+    temperature = getattr(loss, "temperature", 1.0) if teacher is not None else 1.0
+    options = SoftmaxOptions(
+        None, 0.0, "uniform", loss.ignore_index, 0.0, temperature, None, loss.axis, loss.base, loss.empty
+    )
+    given = (logits, targets, sample_weight, reduction, options, threads, backend, check)
+    if _device.is_device(logits):
+        return DeviceDivergenceCall(family, beta, factor, given, teacher, check_softmax_options(options))
+    return DivergenceCall(family, beta, factor, given, teacher)
+
+
 @dataclass(frozen=True, repr=False, kw_only=True)
 class DivergenceLoss(Loss):
     """Base of the losses below: the options that they share, checked once."""
@@ -185,7 +194,7 @@ class Divergence(DivergenceLoss):
 
     def _call(self, z, y, *rest):
         y, teacher = y if self.softened else (y, None)
-        return DivergenceCall(self, self.family, 0.5, self.factor, (z, y, *rest), teacher)
+        return divergence_call(self, self.family, 0.5, self.factor, (z, y, *rest), teacher)
 
 
 @dataclass(frozen=True, repr=False)
@@ -225,7 +234,7 @@ class JensenShannonLoss(DivergenceLoss, names=("jensen_shannon", "js")):
             raise ValueError("beta: expected a number in (0, 1), got 1.0")
 
     def _call(self, z, y, *rest):
-        return DivergenceCall(self, "jensen_shannon", float(self.beta), 1.0, (z, y, *rest))
+        return divergence_call(self, "jensen_shannon", float(self.beta), 1.0, (z, y, *rest))
 
 
 @dataclass(frozen=True, repr=False)
@@ -271,13 +280,20 @@ class BootstrappingLoss(DivergenceLoss, names=("bootstrapping",)):
     def _call(self, z, y, *rest):
         given, beta = self._cross_entropy(), float(self.beta)
         if self.hard:
-            z = _checks.floats(z, "logits")
+            z = z if _device.is_device(z) else _checks.floats(z, "logits")
             return (beta * given + (1 - beta) * given)._call(z, (y, self._predicted(z, y)), *rest)
         options = dict(ignore_index=self.ignore_index, axis=self.axis, base=self.base, empty=self.empty)
         return (beta * given + Divergence("entropy", factor=1 - beta, **options))._call(z, (y, y), *rest)
 
     def _predicted(self, z, y):
         """The most likely class of every row that is not ignored."""
+        if _device.is_device(z):
+            library, z = _device.library_of(z)
+            axis = _checks.axis_of(self.axis, len(z.shape))
+            predicted = z.argmax(axis)
+            if self.ignore_index is not None and tuple(y.shape) == tuple(predicted.shape):
+                predicted = library.module().where(y == self.ignore_index, self.ignore_index, predicted)
+            return predicted
         problem = _checks.softmax_input(z, y, self.axis, check=False)
         with np.errstate(invalid="ignore"):
             predicted = problem.logits.astype(problem.dtype, copy=False).argmax(axis=1)

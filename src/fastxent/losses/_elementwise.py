@@ -185,6 +185,14 @@ def sigmoid_call(logits, targets, weight, pos_weight, smoothing, reduction, base
     return ElementCall("sigmoid_elements", logits, targets, *options, threads, backend, check)
 
 
+def binary_call(values, targets, weight, pos_weight, smoothing, reduction, base, threads, backend, check):
+    """The checked call where the probabilities are: on a CUDA device, or in memory."""
+    options = (weight, pos_weight, smoothing, reduction, base)
+    if _device.is_device(values):
+        return DeviceElementCall(values, targets, *options, backend, check, name="probabilities")
+    return ElementCall("binary_elements", values, targets, *options, threads, backend, check)
+
+
 def element_rows(array, matrix):
     """Array as a kernel fills it, 2-D with a contiguous last axis: a view, or a fresh buffer where no view exists."""
     rows = array.reshape(matrix)
@@ -434,7 +442,7 @@ def binary_cross_entropy(
     [inf, 0.0]
     """
     options = (sample_weight, pos_weight, label_smoothing, reduction, base, num_threads, backend, check)
-    return ElementCall("binary_elements", probabilities, targets, *options).run()[0]
+    return binary_call(probabilities, targets, *options).run()[0]
 
 
 @_checks.answers_in_kind()
@@ -479,7 +487,7 @@ def binary_cross_entropy_with_grad(
     [-1.25, 2.0]
     """
     options = (sample_weight, pos_weight, label_smoothing, reduction, base, num_threads, backend, check)
-    return ElementCall("binary_elements", probabilities, targets, *options).run(grad=True, out=out)[:2]
+    return binary_call(probabilities, targets, *options).run(grad=True, out=out)[:2]
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,24 +7,25 @@ reduced loss is an array of no dimensions, not a Python number, because a number
 import math
 
 from .. import _backend, _checks, _device
-from ._base import Call
+from ._base import CLIP, XGBOOST_FLOOR, Call
 
-__all__ = ["DeviceElementCall", "DeviceSoftmaxCall"]
+__all__ = ["DeviceDivergenceCall", "DeviceElementCall", "DeviceSoftmaxCall", "cuda_core"]
 
 
-def launchers(backend):
-    """The CUDA launchers; arrays of a device are read by no other backend."""
+def cuda_core(backend):
+    """The CUDA backend, whose launchers take arrays of a device; no other backend reads those."""
     if backend not in (None, "auto", "cuda"):
         _backend.choose(backend)
         raise ValueError(f"backend: expected 'cuda' or None for arrays on a CUDA device, got {backend!r}")
-    return _backend.choose("cuda").launch
+    return _backend.choose("cuda")
 
 
 class _DeviceCall(Call):
     """What both calls share: the flag of the targets, the reduction, the upstream gradient."""
 
     def start(self, backend, reduction, base, check):
-        self.launch = launchers(backend)
+        core = cuda_core(backend)
+        self.launch, self.general = core.launch, core.general
         self.reduction = _checks.choice(reduction, "reduction", _checks.REDUCTIONS)
         self.unit = 1.0 if base is None else _checks.per_base(base)
         self.check = check
@@ -69,11 +70,30 @@ class _DeviceCall(Call):
             total = self.library.buffer(self.library.given(float(known), "", "float64"))
         return self.library.buffer(self.library.divided(total.owner, divisor)), 1.0
 
-    def no_hessian(self, hess):
-        if hess:
-            raise NotImplementedError(
-                "backend='cuda' has no second derivatives; copy the arrays to the host for backend='cpu'"
-            )
+    def policy(self, hessian, n_classes=None):
+        """The launchers' `Policy` for a curvature policy; `n_classes` are those of a softmax."""
+        policy = self.launch.Policy
+        if hessian == "xgboost":
+            return policy(absolute=True, factor=1.0 if n_classes is None else 2.0, floor=XGBOOST_FLOOR)
+        if hessian == "lightgbm":
+            return policy(absolute=True, factor=n_classes / max(n_classes - 1, 1) if n_classes else 1.0)
+        return policy(hessian == "abs", 1.0, CLIP if hessian == "clip" else None, hessian == "upper")
+
+    def vector(self, x):
+        """The vector of a product as an array of the shape of the logits, in the arithmetic's dtype."""
+        if not _device.is_device(x):
+            raise TypeError(f"x: expected an array on the device, as logits, got {type(x).__name__}")
+        shape = tuple(self.source.shape)
+        if tuple(x.shape) != shape:
+            raise ValueError(f"x: expected the shape of logits, {shape}, got {tuple(x.shape)}")
+        return self.library.given(x, "x", self.dtype)
+
+    def hessian(self, factor):
+        """What `solve` begins with, on arrays in memory only: raises."""
+        raise TypeError(
+            "solve: expected arrays in memory, got logits on a CUDA device; copy them to the host, where "
+            "backend='cuda' takes them too"
+        )
 
 
 class DeviceSoftmaxCall(_DeviceCall):
@@ -97,6 +117,7 @@ class DeviceSoftmaxCall(_DeviceCall):
         self.options, self.scalars, self.member = options, scalars, tuple(member)
         self.problem = problem = _device.Softmax(logits, targets, options.axis)
         self.library, self.dtype = problem.library, problem.dtype
+        self.source = problem.source
         self.weight_shape = problem.row_shape
         self.saved = None
         of_class = problem.n_classes, self.dtype
@@ -166,51 +187,42 @@ class DeviceSoftmaxCall(_DeviceCall):
 
         return queue
 
-    def run(self, *, grad=False, hess=False, lse=False, out=None, upstream=1.0, divisor=None):
-        """(loss, grad, None, lse), None for what was not asked for; with a saved lse the gradient alone."""
-        self.no_hessian(hess)
+    def layers(self, array, name):
+        """An array of the logits' shape as (outer, classes, inner), in place."""
+        layers = self.problem.layers(array)
+        if layers is None:
+            raise ValueError(f"{name}: expected strides that can be walked along axis {self.problem.axis}")
+        return layers
+
+    def run(
+        self, *, grad=False, hess=False, lse=False, out=None, upstream=1.0, divisor=None, hessian="exact"
+    ):
+        """(loss, grad, hess, lse), None for what was not asked for; with a saved lse the gradient alone.
+
+        `hessian` is the curvature policy of `hess`.
+        """
         problem, library = self.problem, self.library
         context = library.context()
         flag = self.flag()
-        gradient = layers = None
+        gradient = layers = curvature = None
         in_place = False
         if grad:
             gradient = _device.output(library, out, problem.source)
-            layers = problem.layers(gradient)
-            in_place = layers is not None and layers.address == problem.logits.address
-            if layers is None:
-                raise ValueError(f"out: expected strides that can be walked along axis {problem.axis}")
+            layers = self.layers(gradient, "out")
+            in_place = layers.address == problem.logits.address
         total, known = self.denominator(context, self.buffer(flag) if in_place else None)
-        if in_place and self.check:
+        if in_place:
             self.refuse(flag, problem.n_rows)
         lse_array = library.empty(problem.row_shape, self.dtype) if lse else None
         per_row = library.empty(problem.row_shape, self.dtype) if self.reduction == "none" else None
-        smoothing, exclude, ignore, z_loss, temperature = self.scalars
         divided, factor = self.upstream(total, known, divisor)
-        family, a, b = self.member
-        partials = self.launch.softmax_launch(
-            context,
-            problem.logits,
-            problem.targets,
-            problem.rows(self.weight),
-            self.factors,
-            self.bias,
-            smoothing,
-            exclude,
-            ignore,
-            z_loss,
-            temperature,
-            self.unit * upstream * factor,
-            divided,
-            self.buffer(per_row),
-            self.buffer(lse_array),
-            layers,
-            None if in_place else self.buffer(flag),
-            family,
-            a,
-            b,
-            self.saved,
-        )
+        scale = self.unit * upstream * factor
+        if hess:
+            curvature = library.empty_like(problem.source)
+            self.queue_curvature(context, hessian, scale, divided, self.layers(curvature, "logits"))
+        bad_out = None if in_place else self.buffer(flag)
+        outs = (self.buffer(per_row), self.buffer(lse_array), layers, bad_out)
+        partials = self.queue_rows(context, scale, divided, outs)
         if not in_place:
             self.refuse(flag, problem.n_rows)
         if self.saved is not None:
@@ -218,9 +230,54 @@ class DeviceSoftmaxCall(_DeviceCall):
         if per_row is not None:
             if self.unit != 1.0:
                 per_row *= self.unit
-            return per_row, gradient, None, lse_array
+            return per_row, gradient, curvature, lse_array
         empty = 0.0 if self.options.empty == "zero" else math.nan
-        return self.reduced(context, partials, total, known, empty), gradient, None, lse_array
+        loss = self.reduced(context, partials, total, known, empty)
+        return loss, gradient, curvature, lse_array
+
+    def arrays(self):
+        """The launchers' first arguments."""
+        problem = self.problem
+        return problem.logits, problem.targets, problem.rows(self.weight), self.factors, self.bias
+
+    def queue_rows(self, context, scale, divided, outs):
+        """Queue losses and gradient; the partial sums of the losses."""
+        return self.launch.softmax_launch(
+            context, *self.arrays(), *self.scalars, scale, divided, *outs, *self.member, self.saved
+        )
+
+    def queue_curvature(self, context, hessian, scale, divided, layers):
+        """Queue the second derivatives under a policy."""
+        scalars, member = self.scalars, self.member
+        if hessian in ("xgboost", "lightgbm"):
+            member = ("cross_entropy", 0.0, 0.0)
+            scalars = (*scalars[:3], 0.0, scalars[4])
+        self.general.curvature(
+            context, "upper" if hessian == "upper" else "diagonal", *self.arrays(), *scalars, scale, divided,
+            None, layers, None, *member, self.policy(hessian, self.problem.n_classes),
+        )  # fmt: skip
+
+    def curvature(self, hessian):
+        """(grad, hess) under a curvature policy."""
+        return self.run(grad=True, hess=True, hessian=hessian)[1:3]
+
+    def hvp(self, x):
+        """Hessian times `x`, in the shape and dtype of the logits."""
+        problem, library = self.problem, self.library
+        x = _device.laid_out(library, self.vector(x), problem.axis, problem.axis + 1)
+        context, flag = library.context(), self.flag()
+        product = library.empty_like(problem.source)
+        divided, factor = self.upstream(*self.denominator(context, None), None)
+        layers = self.layers(product, "logits")
+        self.queue_product(context, self.unit * factor, divided, x, layers, self.buffer(flag))
+        self.refuse(flag, problem.n_rows)
+        return product
+
+    def queue_product(self, context, scale, divided, x, layers, flag):
+        """Queue the Hessian times x."""
+        self.general.curvature(
+            context, "product", *self.arrays(), *self.scalars, scale, divided, x, layers, flag, *self.member
+        )
 
     def backward(self, grad_loss, out, lse=None):
         """Gradient for an upstream gradient; a plain cross-entropy takes its sums from `lse`, if given."""
@@ -230,8 +287,72 @@ class DeviceSoftmaxCall(_DeviceCall):
         return self.gradient_only(grad_loss, out)
 
 
+class DeviceDivergenceCall(DeviceSoftmaxCall):
+    """`DivergenceCall` for arrays of a CUDA device, `factor` times."""
+
+    def __init__(self, family, beta, factor, arguments, teacher, scalars):
+        super().__init__(*arguments, scalars=scalars)
+        self.unit *= factor
+        self.family, self.beta = family, beta
+        problem, library, ignore = self.problem, self.library, self.scalars[2]
+        self.teacher, self.teacher_logits = problem.targets, teacher is not None
+        if teacher is not None:
+            if not _device.is_device(teacher):
+                raise TypeError(
+                    f"teacher_logits: expected an array on the device, as logits, got {type(teacher).__name__}"
+                )
+            if tuple(teacher.shape) != tuple(problem.source.shape):
+                raise ValueError(
+                    f"teacher_logits: expected the shape of logits, {tuple(problem.source.shape)}, "
+                    f"got {tuple(teacher.shape)}"
+                )
+            teacher = library.given(teacher, "teacher_logits", self.dtype)
+            self.teacher = _device.laid_out(library, teacher, problem.axis, problem.axis + 1)
+            if ignore is not None and not problem.soft:
+                kept = library.cast(problem.targets.owner != ignore, self.dtype)
+                self.weight = kept if self.weight is None else kept * self.weight
+        elif family == "entropy" and problem.soft:
+            self.teacher = None
+
+    def denominator(self, context, flag):
+        """As of the cross-entropy; targets that are not read as teacher are checked here."""
+        if self.teacher is not self.problem.targets and flag is None and self.check:
+            flag = self.buffer(self.flag())
+            found = super().denominator(context, flag)
+            self.refuse(flag.owner, self.problem.n_rows)
+            return found
+        return super().denominator(context, flag)
+
+    def queue(self, mode, context, scale, divided, x, *outs, policy=None):
+        """Queue a kernel of the divergence; the partial sums of the losses."""
+        problem = self.problem
+        return self.general.divergence(
+            context, mode, problem.logits, self.teacher, self.teacher_logits, problem.rows(self.weight),
+            self.scalars[2], self.scalars[4], scale, divided, x, *outs, self.family, self.beta,
+            self.policy("exact") if policy is None else policy,
+        )  # fmt: skip
+
+    def queue_rows(self, context, scale, divided, outs):
+        loss, _, grad, flag = outs
+        return self.queue("rows", context, scale, divided, None, loss, grad, None, flag)
+
+    def queue_curvature(self, context, hessian, scale, divided, layers):
+        if hessian in ("xgboost", "lightgbm"):
+            super().queue_curvature(context, hessian, scale, divided, layers)
+            return
+        mode, policy = "rows", self.policy(hessian)
+        if hessian == "upper":
+            # as for labels, diag Q - Q Q' <= 2 diag Q (1 - Q)
+            mode = "rows" if self.family == "forward_kl" else "upper"
+            policy = self.launch.Policy(absolute=True, factor=2.0)
+        self.queue(mode, context, scale, divided, None, None, None, layers, None, policy=policy)
+
+    def queue_product(self, context, scale, divided, x, layers, flag):
+        self.queue("product", context, scale, divided, x, None, None, layers, flag)
+
+
 class DeviceElementCall(_DeviceCall):
-    """`ElementCall` on logits for arrays of a CUDA device."""
+    """`ElementCall` for arrays of a CUDA device; `name` says whether they are logits or probabilities."""
 
     def __init__(
         self,
@@ -245,44 +366,54 @@ class DeviceElementCall(_DeviceCall):
         backend,
         check,
         member=("cross_entropy", 0.0, 0.0, 0.0),
+        name="logits",
     ):
+        self.name = name
         self.start(backend, reduction, base, check)
         self.smoothing = _checks.real(label_smoothing, "label_smoothing", 0.0, 1.0)
         self.member = tuple(member)
-        self.library, self.source = library, logits = _device.library_of(logits)
-        self.storage = _device.real_dtype(library, logits, "logits")
+        self.library, self.source = library, logits = _device.library_of(logits, name)
+        self.storage = _device.real_dtype(library, logits, name)
         self.dtype = _device.compute_dtype(self.storage)
         self.weight_shape = self.shape = shape = tuple(logits.shape)
         if not _device.is_device(targets):
             raise TypeError(
-                f"targets: expected an array on the device, as logits, got {type(targets).__name__}"
+                f"targets: expected an array on the device, as {name}, got {type(targets).__name__}"
             )
         if tuple(targets.shape) != shape:
-            raise ValueError(f"targets: expected the shape of logits, {shape}, got {tuple(targets.shape)}")
+            raise ValueError(f"targets: expected the shape of {name}, {shape}, got {tuple(targets.shape)}")
         kind = library.dtype(targets)
         direct = kind in (self.storage, self.dtype) or (self.dtype == "float32" and kind in ("bool", "uint8"))
         self.targets = targets if direct else library.given(targets, "targets", self.dtype)
         self.weight = _device.weights(library, sample_weight, "sample_weight", shape, self.dtype)
         self.pos_weight = _device.weights(library, pos_weight, "pos_weight", shape, self.dtype)
 
-    def bad_target(self, element):
+    def bad_target(self, element, name="targets"):
         at = []
         for n in reversed(self.shape):
             element, place = divmod(element, n)
             at.insert(0, place)
-        return ValueError(f"targets[{', '.join(map(str, at))}]: expected a number in [0, 1]")
+        return ValueError(f"{name}[{', '.join(map(str, at))}]: expected a number in [0, 1]")
 
-    def run(self, *, grad=False, hess=False, out=None, upstream=1.0, divisor=None):
-        """(loss, grad, None), None for what was not asked for."""
-        self.no_hessian(hess)
+    def refuse_values(self, flag, n):
+        """Raise for the first probability that is none."""
+        bad = int(self.library.item(flag)) if flag is not None else 0
+        if bad:
+            raise self.bad_target(n - bad, self.name)
+
+    def run(self, *, grad=False, hess=False, out=None, upstream=1.0, divisor=None, hessian="exact"):
+        """(loss, grad, hess), None for what was not asked for; `hessian` is the curvature policy of `hess`."""
         library, n = self.library, math.prod(self.shape)
         context = library.context()
-        flag = self.flag()
+        logits = self.name == "logits"
+        flag, values_flag = self.flag(), None if logits else self.flag()
         gradient = _device.output(library, out, self.source) if grad else None
-        arrays = (self.source, self.targets, gradient, self.weight, self.pos_weight)
-        z, y, g, weight, pos_weight = _device.elements(library, arrays, self.shape)
-        if g is not None and g.owner is not gradient:
-            raise ValueError("out: expected strides that can be walked as two axes")
+        curvature = library.empty_like(self.source) if hess else None
+        arrays = (self.source, self.targets, gradient, curvature, self.weight, self.pos_weight)
+        z, y, g, h, weight, pos_weight = _device.elements(library, arrays, self.shape)
+        for buffer, array, name in ((g, gradient, "out"), (h, curvature, self.name)):
+            if buffer is not None and buffer.owner is not array:
+                raise ValueError(f"{name}: expected strides that can be walked as two axes")
         total, known = None, 1.0
         if self.reduction == "mean" and weight is not None:
             total, known = self.launch.weight_total(context, weight), None
@@ -291,20 +422,46 @@ class DeviceElementCall(_DeviceCall):
         divided, factor = self.upstream(total, known, divisor)
         per_element = library.empty(self.shape, self.dtype) if self.reduction == "none" else None
         in_place = g is not None and g.address == z.address
-        common = (context, z, y, weight, pos_weight, self.smoothing)
-        scale = self.unit * upstream * factor
+        common = (context, z, y, weight, pos_weight, self.smoothing, self.unit * upstream * factor, divided)
+        member, policy = self.member, self.policy(hessian)
+        if hessian in ("xgboost", "lightgbm"):
+            member = ("cross_entropy", 0.0, 0.0, 0.0)
+
+        def queue(loss, g, h, *flags):
+            flags = [self.buffer(each) for each in flags]
+            if not logits:
+                return self.launch.binary(*common, loss, g, h, *flags)
+            return self.launch.sigmoid(*common, loss, g, flags[0], *self.member)
+
         if in_place and self.check:
-            self.launch.sigmoid(*common, scale, divided, None, None, self.buffer(flag), *self.member)
+            queue(None, None, None, flag, values_flag)
             self.refuse(flag, n)
-        outs = (self.buffer(per_element), g, None if in_place else self.buffer(flag))
-        partials = self.launch.sigmoid(*common, scale, divided, *outs, *self.member)
-        if not in_place:
+            self.refuse_values(values_flag, n)
+        if h is not None and logits:  # of another loss, it may be, than the gradient
+            self.launch.sigmoid(*common, None, None, None, *member, h, policy)
+        per = self.buffer(per_element)
+        if in_place:
+            partials = queue(per, g, h, None, None)
+        else:
+            partials = queue(per, g, h, flag, values_flag)
             self.refuse(flag, n)
+            self.refuse_values(values_flag, n)
         if per_element is not None:
             if self.unit != 1.0:
                 per_element *= self.unit
-            return per_element, gradient, None
-        return self.reduced(context, partials, total, known, 0.0), gradient, None
+            return per_element, gradient, curvature
+        return self.reduced(context, partials, total, known, 0.0), gradient, curvature
+
+    def curvature(self, hessian):
+        """(grad, hess) under a curvature policy."""
+        return self.run(grad=True, hess=True, hessian=hessian)[1:]
+
+    def hvp(self, x):
+        """Hessian times `x`: the Hessian of an elementwise loss is diagonal."""
+        x = self.vector(x)
+        hess = self.run(hess=True)[2]
+        hess *= x
+        return hess
 
     def backward(self, grad_loss, out):
         """Gradient for an upstream gradient."""
