@@ -18,7 +18,7 @@ import types as namespaces
 import ml_dtypes
 import numpy as np
 
-TIMEOUT = 60.0
+PATIENCE = 5.0  # seconds after which who waits looks whether anybody is left to come
 
 
 class Pointer:
@@ -102,12 +102,45 @@ MATH = namespaces.SimpleNamespace(
 )
 
 
+class Barrier:
+    """A barrier of some threads of a block, broken when all threads of the block wait.
+
+    No clock decides: a process that is stopped for minutes goes on as if nothing had been.
+    """
+
+    def __init__(self, block, size):
+        self.block, self.size = block, size
+        self.condition = threading.Condition()
+        self.waiting = self.turn = 0
+        self.broken = False
+
+    def wait(self):
+        with self.condition:
+            turn = self.turn
+            self.waiting += 1
+            if self.waiting == self.size:
+                self.waiting = 0
+                self.turn += 1
+                self.condition.notify_all()
+            while turn == self.turn and not self.broken:
+                if not self.condition.wait(PATIENCE) and self.block.stuck():
+                    self.broken = True
+            if turn == self.turn:
+                raise threading.BrokenBarrierError
+
+    def abort(self):
+        with self.condition:
+            self.broken = True
+            self.condition.notify_all()
+
+
 class Block:
     """Barriers and shared memory of a running block."""
 
     def __init__(self, threads):
-        self.threads = threads
-        self.barrier = threading.Barrier(threads)
+        self.threads = self.alive = threads
+        self.barrier = Barrier(self, threads)
+        self.barriers = [self.barrier]
         self.shared, self.groups = {}, {}
 
     def group(self, warp, mask):
@@ -115,14 +148,20 @@ class Block:
         with _lock:
             if (warp, mask) not in self.groups:
                 lanes = [i for i in range(32) if mask >> i & 1 and 32 * warp + i < self.threads]
-                self.groups[warp, mask] = threading.Barrier(len(lanes)), ({}, {})
+                self.barriers.append(Barrier(self, len(lanes)))
+                self.groups[warp, mask] = self.barriers[-1], ({}, {})
             return self.groups[warp, mask]
 
+    def stuck(self):
+        """Whether every thread that has not ended waits; if no barrier opens while they are counted, they do."""
+        barriers = list(self.barriers)
+        turns = [barrier.turn for barrier in barriers]
+        waiting = sum(barrier.waiting for barrier in barriers)
+        return waiting == self.alive and turns == [barrier.turn for barrier in barriers]
+
     def abort(self):
-        self.barrier.abort()
-        with _lock:
-            for barrier, _ in self.groups.values():
-                barrier.abort()
+        for barrier in list(self.barriers):
+            barrier.abort()
 
 
 class Thread(threading.Thread):
@@ -141,6 +180,9 @@ class Thread(threading.Thread):
         except BaseException as error:  # a failed thread is the launch's failure
             self.error = error
             self.block.abort()
+        finally:
+            with _lock:
+                self.block.alive -= 1
 
 
 def _xyz(*numbers):
@@ -177,7 +219,7 @@ class Device:
             return block.shared[key]
 
     def syncthreads(self):
-        threading.current_thread().block.barrier.wait(TIMEOUT)
+        threading.current_thread().block.barrier.wait()
 
     def shfl_xor_sync(self, mask, value, other):
         thread = threading.current_thread()
@@ -188,7 +230,7 @@ class Device:
         barrier, slots = thread.block.group(warp, mask)
         turn = thread.exchanges[mask] = 1 - thread.exchanges.get(mask, 0)
         slots[turn][lane] = value
-        barrier.wait(TIMEOUT)
+        barrier.wait()
         return slots[turn][lane ^ int(other)]
 
     def jit(self, signature=None, device=False, **options):

@@ -482,3 +482,34 @@ def test_totals(machine, n, soft):
     ]
     assert math.isclose(totals[0], expected, rel_tol=1e-6)
     assert totals[0] == totals[1]
+
+
+@pytest.mark.skipif(not SIMULATED, reason="what the emulator finds, a GPU does not")
+def test_a_barrier_that_not_everybody_reaches(monkeypatch):
+    """Threads that wait for one that has ended, or for each other at two barriers, are an error; time is none."""
+    import threading
+
+    import cuda_emulator
+    from numba import cuda
+
+    monkeypatch.setattr(cuda_emulator, "PATIENCE", 0.05)
+
+    def left():
+        if cuda.threadIdx.x:
+            cuda.syncthreads()
+
+    def crossed():
+        if cuda.threadIdx.x:
+            cuda.shfl_xor_sync(3, 1, 1)
+        else:
+            cuda.syncthreads()
+
+    def late():
+        if cuda.threadIdx.x == 1:
+            threading.Event().wait(0.3)
+        cuda.syncthreads()
+
+    for kernel in (left, crossed):
+        with pytest.raises(threading.BrokenBarrierError):
+            cuda_emulator.Kernel(kernel, ())[1, 2, None]()
+    cuda_emulator.Kernel(late, ())[1, 2, None]()
