@@ -118,7 +118,7 @@ def test_without_cupy(cupy, monkeypatch):
     """The message names the package."""
     monkeypatch.setitem(sys.modules, "cupy", None)
     X, y = digits()
-    with pytest.raises(ImportError, match=r"needs CuPy .* pip install 'cupy-cuda13x\[ctk\]'"):
+    with pytest.raises(ImportError, match=r"needs CuPy .* pip install 'fastxent\[cupy\]'"):
         LogisticRegression(backend="cuda").fit(X, y)
 
 

@@ -287,7 +287,7 @@ def cupy():
         return importlib.import_module("cupy")
     except ImportError as error:
         raise ImportError(
-            "backend='cuda' needs CuPy for the matrix products of an estimator: pip install 'cupy-cuda13x[ctk]' "
+            "backend='cuda' needs CuPy for the matrix products of an estimator: pip install 'fastxent[cupy]' "
             f"({error})"
         ) from error
 
