@@ -42,6 +42,15 @@ REPORT = {
         {"problem": "8192 x 32768", "dtype": "float32", "mode": "forward", "bytes": 1073872896, "us": 250.0},
         {"problem": "16 x 131072", "dtype": "float16", "mode": "fused", "bytes": 8},
     ],
+    "general": [
+        {
+            "problem": "65536 x 100 hvp",
+            "dtype": "float32",
+            "mode": "general",
+            "us": 50.0,
+            "largest error": 2e-7,
+        }
+    ],
     "linear": [
         {"problem": "8192 x 1024 x 32768", "dtype": "float32", "us": 9e3, "extra memory / logits": 0.0625}
     ],
@@ -87,6 +96,7 @@ def test_report(bench, tmp_path):
     assert "| 8192 x 32768 | float32 | fused | 600 | 3.58 | 0.89 | 1e+04 |  |  |" in lines
     assert "- 16 x 131072 float16 fused: it broke" in lines
     assert "| a call | 12.5 |" in lines
+    assert "| 65536 x 100 hvp | float32 | 50 | 2e-07 |" in lines
     assert "| 8192 x 1024 x 32768 | float32 | 9000 |  |  |  |  | 0.0625 |  |" in lines
     assert "| an epoch | 0.25 |  | 0.5 |" in lines
 
@@ -102,6 +112,17 @@ def in_memory(bench, monkeypatch):
     monkeypatch.setattr(bench, "extra_memory", lambda torch, call: 0)
     monkeypatch.setattr(torch, "compile", lambda function: function)
     return torch
+
+
+def test_general_part(bench, in_memory, monkeypatch):
+    """Every call agrees with itself in float64."""
+    monkeypatch.setattr(bench, "GENERAL", [(6, 5)])
+    errors = {}
+    rows = bench.general_rows(in_memory, False, errors)
+    assert set(errors) == set()
+    assert len(rows) == 7 * len(bench.DTYPES)
+    limits = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2e-2}
+    assert all(row["largest error"] < limits[row["dtype"]] for row in rows), rows
 
 
 def test_linear_part(bench, in_memory, monkeypatch):
@@ -126,10 +147,11 @@ def test_estimators_part(bench, in_memory, monkeypatch):
     assert len(rows) == 2
 
 
-@pytest.mark.parametrize("part", ["ceilings", "checks", "grid", "linear", "estimators", "launch"])
+@pytest.mark.parametrize("part", ["ceilings", "checks", "grid", "general", "linear", "estimators", "launch"])
 def test_arguments(bench, part, monkeypatch, tmp_path):
     """--only takes every part; what fails in one is in the report, and the status says so."""
     names = {"ceilings": "ceilings", "checks": "tests", "grid": "grid", "linear": "linear_rows"}
+    names["general"] = "general_rows"
     names |= {"estimators": "estimators", "launch": "launch_cost"}
     ran = []
 

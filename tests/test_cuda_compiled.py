@@ -22,6 +22,10 @@ careful, elements, launch, softmax, totals = (
     importlib.import_module(f"fastxent._core_cuda.{name}")
     for name in ("careful", "elements", "launch", "softmax", "totals")
 )
+boost, curvature, divergence, general, partial_of_classes, region, solve = (
+    importlib.import_module(f"fastxent._core_cuda.{name}")
+    for name in ("boost", "curvature", "divergence", "general", "partial", "region", "solve")
+)
 STORAGES = launch.STORAGES
 
 if cuda_sass.disassembler() is None:
@@ -114,7 +118,11 @@ def test_general_kernels_compile(dtype, tmp_path):
     cases = [
         (careful.careful_kernel(storage, 32, False, True), launch._careful_signature(dtype, "int64"), 256),
         (careful.careful_kernel(storage, 0, True, True), launch._careful_signature(dtype, real), 256),
-        (elements.strided_kernel(storage, STORAGES[real], True), launch._strided_signature(dtype, real), 256),
+        (
+            elements.strided_kernel(storage, STORAGES[real], True, "upper", False),
+            launch._strided_signature(dtype, real),
+            256,
+        ),
         (totals.label_totals_kernel(), launch._totals_signature("int32", real), 512),
         (totals.soft_totals_kernel(), launch._totals_signature(real, real), 512),
         (totals.combine_kernel(STORAGES[real]), launch._combine_signature(real), 512),
@@ -124,3 +132,64 @@ def test_general_kernels_compile(dtype, tmp_path):
         code = cuda_sass.machine_code(function, signature, (9, 0), tmp_path, threads)
         assert code.spills == 0
         assert code.count("LDL", "STL") == 0
+
+
+def of_curvature(dtype, mode):
+    real = "float64" if mode == "upper" or dtype == "float64" else "float32"
+    kernel = curvature.curvature_kernel(STORAGES[dtype], STORAGES[real], 32, False, mode)
+    return kernel, general._curvature_signature(dtype, "int64", real)
+
+
+def of_divergence(dtype, family, teacher, mode):
+    real = "float64" if dtype == "float64" else "float32"
+    kernel = divergence.divergence_kernel(STORAGES[dtype], STORAGES[real], 32, teacher, family, mode)
+    return kernel, general._divergence_signature(dtype, real)
+
+
+# kernel and signature for a dtype, ceiling of registers
+GENERAL = {
+    "diagonal": (lambda t: of_curvature(t, "diagonal"), 112),
+    "product": (lambda t: of_curvature(t, "product"), 120),
+    "upper": (lambda t: of_curvature(t, "upper"), 120),
+    "divergence": (lambda t: of_divergence(t, "jensen_shannon", "weights", "rows"), 128),
+    "divergence product": (lambda t: of_divergence(t, "reverse_kl", "logits", "product"), 112),
+    "boost": (lambda t: (boost.boost_kernel(STORAGES[t], 1), general._boost_signature(t)), 96),
+    "state": (lambda t: (partial_of_classes.state_kernel(STORAGES[t], 0), general._state_signature(t)), 80),
+    "shard": (lambda t: (partial_of_classes.grad_kernel(STORAGES[t], 0), general._shard_signature(t)), 80),
+    "region sums": (
+        lambda t: (
+            region.sums_kernel(STORAGES[t], "softmax", True, True),
+            general._region_sums_signature(t),
+        ),
+        80,
+    ),
+    "region gradient": (
+        lambda t: (
+            region.grad_kernel(STORAGES[t], 1, "softmax", True, True),
+            general._region_grad_signature(t),
+        ),
+        96,
+    ),
+    "system": (
+        lambda t: (
+            solve.system_kernel(STORAGES[t], STORAGES["float32"], 32, True),
+            general._system_signature(t, "float32"),
+        ),
+        112,
+    ),
+    "solve 1": (lambda t: (solve.solve_kernel(STORAGES[t], 32, 1), general._solve_signature(t)), 128),
+    "solve 2": (lambda t: (solve.solve_kernel(STORAGES[t], 32, 2), general._solve_signature(t)), 168),
+}
+COMPILED = [pytest.param(name, "float32", marks=() if name == "shard" else slow) for name in GENERAL]
+COMPILED += [pytest.param(name, "bfloat16", marks=slow) for name in ("diagonal", "divergence", "state")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), COMPILED)
+def test_general_kernels_keep_their_registers(name, dtype, tmp_path):
+    """Second derivatives, divergences, systems, shards and regions: no spill, no local memory, a block of 256 fits."""
+    make, registers = GENERAL[name]
+    code = cuda_sass.machine_code(*make(dtype), (9, 0), tmp_path, 256)
+    assert code.spills == 0
+    assert code.stack == 0
+    assert code.count("LDL", "STL") == 0
+    assert code.registers <= registers

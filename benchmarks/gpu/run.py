@@ -42,6 +42,7 @@ SHAPES = [
 SHAPES += [(4096, 50257), (32768, 1003)]  # off every boundary
 LINEAR = [(8192, 1024, 32768), (8192, 4096, 131072), (32768, 512, 50257)]  # rows, features, classes
 BATCHES = (64, 256, 1024)
+GENERAL = [(65536, 100), (4096, 32768)]  # of the general kernels
 ROWS = 60000  # of the fits
 DEVICE = "cuda"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -116,6 +117,16 @@ def table(report):
         cells += [number(rate), number(share(row, ceilings), 2)]
         cells += [number(row.get(peer), 4) for peer in ("torch", "compile", "liger")]
         lines.append("| " + " | ".join(cells) + " |")
+    if report.get("general"):
+        lines += ["", "| general kernels | dtype | us | largest error against float64 |", "|---|---|---|---|"]
+        for row in report["general"]:
+            cells = [
+                row["problem"],
+                row["dtype"],
+                number(row.get("us"), 4),
+                number(row.get("largest error"), 2),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
     if report.get("linear"):
         lines += ["", "| linear_cross_entropy | dtype | us | " + " | ".join(LINEAR_COLUMNS) + " |"]
         lines += ["|---|---|---|" + "---|" * len(LINEAR_COLUMNS)]
@@ -253,7 +264,7 @@ def own_copy():
 def tests():
     """The tests that need a GPU, by pytest."""
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-m", "gpu"]
-    files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "doors")]
+    files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core", "doors")]
     done = subprocess.run(
         [*command, *files], capture_output=True, text=True, timeout=900, cwd=ROOT, check=False
     )
@@ -266,16 +277,10 @@ def sanitizer(tool):
     program = shutil.which("compute-sanitizer")
     if program is None:
         return "compute-sanitizer is not installed"
-    test = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-k", "test_labels and float32"]
-    command = [
-        program,
-        "--tool",
-        tool,
-        "--error-exitcode",
-        "9",
-        *test,
-        str(ROOT / "tests" / "test_cuda_kernels.py"),
-    ]
+    chosen = "(test_labels and float32) or (test_cuda_core and not float64 and not float16)"
+    test = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-k", chosen]
+    files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core")]
+    command = [program, "--tool", tool, "--error-exitcode", "9", *test, *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, check=False)
     return "clean" if done.returncode == 0 else f"FAILED: {done.stdout[-300:]}"
 
@@ -399,6 +404,53 @@ def sigmoid_rows(torch, quick, errors):
         except Exception as error:
             errors[f"sigmoid {dtype}"] = repr(error)[:300]
         rows.append(row)
+    return rows
+
+
+def general_calls(torch, n, k, dtype):
+    """Calls of what the general kernels do: name -> (on an array of reals of this dtype, bytes a perfect one moves)."""
+    import fastxent as fx
+
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    make = functools.partial(torch.randn, n, k, device=DEVICE, generator=generator)
+    z, x = (make().to(getattr(torch, dtype)) for _ in range(2))
+    y = torch.randint(0, k, (n,), device=DEVICE, generator=generator)
+    soft = torch.rand(n, k, device=DEVICE, generator=generator)
+    focal, options = fx.FocalLoss(), {"check": False}
+    calls = {
+        "grad_hess": lambda z: fx.SoftmaxCrossEntropy().grad_hess(z, y, **options),
+        "focal upper": lambda z: focal.grad_hess(z, y, hessian="upper", **options)[1],
+        "hvp": lambda z: focal.hvp(z, y, x.to(z.dtype), **options),
+        "jensen_shannon": lambda z: fx.JensenShannonLoss().loss_grad(z, soft.to(z.dtype), **options),
+        "distillation": lambda z: fx.DistillationLoss().loss_grad(z, (y, x.to(z.dtype)), **options),
+        "binary hess": lambda z: fx.BinaryFocalLoss().grad_hess(z, soft.to(z.dtype), **options),
+        "probabilities": lambda z: fx.binary_cross_entropy_with_grad(
+            z.sigmoid(), soft.to(z.dtype), **options
+        ),
+    }
+    return z, calls
+
+
+def general_rows(torch, quick, errors):
+    """Second derivatives, divergences and probabilities: time, and the largest error against float64, of its scale."""
+    rows = []
+    for n, k in GENERAL[:1] if quick else GENERAL:
+        for dtype in DTYPES:
+            z, calls = general_calls(torch, n, k, dtype)
+            for name, call in calls.items():
+                row = {"problem": f"{n} x {k} {name}", "dtype": dtype, "mode": "general", "bytes": 0}
+                try:
+                    results, truth = call(z), call(z.double())
+                    pairs = (
+                        zip(results, truth, strict=True) if isinstance(results, tuple) else [(results, truth)]
+                    )
+                    row["largest error"] = max(
+                        ((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs
+                    )
+                    row["us"] = microseconds(torch, [functools.partial(call, z)], 10)
+                except Exception as error:
+                    errors[f"{row['problem']} {dtype}"] = repr(error)[:300]
+                rows.append(row)
     return rows
 
 
@@ -597,7 +649,7 @@ def launch_cost(torch):
     return found
 
 
-PARTS = ("ceilings", "checks", "grid", "linear", "estimators", "launch")
+PARTS = ("ceilings", "checks", "grid", "general", "linear", "estimators", "launch")
 
 
 def main(arguments=None):
@@ -633,6 +685,7 @@ def main(arguments=None):
     attempt("ceilings", lambda: ceilings(torch, options.quick))
     attempt("checks", checks)
     attempt("grid", lambda: grid(torch, options.quick, errors) + sigmoid_rows(torch, options.quick, errors))
+    attempt("general", lambda: general_rows(torch, options.quick, errors))
     attempt("linear", lambda: linear_rows(torch, options.quick, errors))
     attempt("estimators", lambda: estimators(torch, options.quick, errors))
     attempt("launch", lambda: launch_cost(torch))

@@ -13,7 +13,7 @@ from . import _device
 from .losses._on_device import DeviceSoftmaxCall
 from .losses._softmax import check_softmax_options
 
-__all__ = ["LinearPass", "block_rows", "linear_call"]
+__all__ = ["LinearCall", "LinearPass", "block_rows", "linear_call"]
 
 _SHARE = 16
 _FEWEST = 1 << 19  # numbers of a block, even where that is more than its share
@@ -102,7 +102,7 @@ class LinearPass:
                 to += part
 
 
-class _LinearCall:
+class LinearCall:
     """One checked call of the public functions on device arrays."""
 
     def __init__(self, X, W, targets, bias, sample_weight, reduction, options, backend, check):
@@ -140,12 +140,15 @@ class _LinearCall:
             raise TypeError(f"{name}: expected X's dtype, {dtype}, got {library.dtype(x)}")
         return library.given(x, name, dtype)
 
-    def run(self, grad, need_dx):
-        """Loss, dX, dW, db; None for the last three without `grad`."""
+    def run(self, grad, need_dx, upstream=None):
+        """Loss, dX, dW, db; None for the last three without `grad`.
+
+        `upstream`, an array of no dimensions on the device, multiplies the gradients.
+        """
         call, library, X = self.call, self.library, self.X
         context, flag = library.context(), call.flag()
         total, known = call.denominator(context, call.buffer(flag))
-        divided, factor = call.upstream(total, known, None)
+        divided, factor = call.upstream(total, known, upstream)
         after = None
         if grad and library.dtype(X) == "float16":
             # A denominator of 0 belongs to gradients of 0.
@@ -175,4 +178,4 @@ class _LinearCall:
 def linear_call(X, W, targets, bias, sample_weight, reduction, options, backend, check, *, grad, need_dx):
     """`linear_cross_entropy` (`grad=False`) and `linear_cross_entropy_with_grad` on device arrays."""
     given = (X, W, targets, bias, sample_weight, reduction, options, backend, check)
-    return _LinearCall(*given).run(grad, need_dx)
+    return LinearCall(*given).run(grad, need_dx)

@@ -2,7 +2,8 @@
 
 Block by block of rows, Z = X W' + b by PyTorch's BLAS; the row kernel replaces Z by the gradient of its losses;
 dX = Z W, dW += Z' X, db += the sum of Z's rows.  All of it in PyTorch's layout, W (C, in_features), so that neither W
-nor dW is copied.  As in `_softmax`, the gradients come with the forward sweep and are handed out once.
+nor dW is copied.  As in `_softmax`, the gradients come with the forward sweep and are handed out once.  Tensors on a
+CUDA device take the same pass of `fastxent._linear_on_device`, through the operators.
 """
 
 import math
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from fastxent._linear_on_device import LinearCall
+from fastxent.losses._softmax import SoftmaxOptions
 from fastxent.torch import _arguments
 from fastxent.torch._arrays import empty, reduced, scaled, traced
 from fastxent.torch._softmax import Rows, cross_entropy, deferred
@@ -103,8 +106,47 @@ class Sweep:
         )[0]
 
 
+class DeviceSweep:
+    """`Sweep` for tensors on a CUDA device, whose labels nobody looks at: one that is no class makes its row NaN."""
+
+    def __init__(self, tensors, options, upstream=None):
+        X, W, target, bias, weight = (None if t is None else t.detach() for t in tensors)
+        if W.dim() != 2:
+            raise RuntimeError(f"linear_weight: expected 2 dimensions on a CUDA device, got {W.dim()}")
+        reduction, ignore_index, smoothing = options
+        shape = (*X.shape[:-1], W.shape[0])
+        soft = target.is_floating_point() and target.shape == shape
+        if soft and reduction == "mean":
+            reduction = "mean_all"
+        self.input, self.row_shape, self.dtype = X, shape[:-1], W.dtype
+        X = X.reshape(-1, X.shape[-1])
+        target = target.reshape(-1, W.shape[0]) if soft else target.reshape(-1)
+        bias = None if bias is None else bias.to(X.dtype)
+        settings = SoftmaxOptions(weight, smoothing, "uniform", ignore_index, 0.0, 1.0, None, -1, None, "nan")
+        self.call = LinearCall(X, W.t().to(X.dtype), target, bias, None, reduction, settings, None, False)
+        self.upstream = upstream
+        if upstream is not None and reduction == "none":
+            inner = self.call.call
+            inner.weight = inner.library.given(upstream.reshape(-1), "upstream", inner.dtype)
+            self.upstream = None
+
+    def run(self, needs=(False, False, False)):
+        """Loss, a tensor, and the gradients of input, linear_weight and linear_bias as needed."""
+        with torch.no_grad(), torch.autocast(self.input.device.type, enabled=False):
+            loss, dX, dW, db = self.call.run(any(needs), needs[0], self.upstream)
+        loss = loss.reshape(self.row_shape) if self.call.call.reduction == "none" else loss
+        return loss, (
+            dX.reshape(self.input.shape) if needs[0] else None,
+            dW.t().to(self.dtype).contiguous() if needs[1] else None,
+            db.to(self.dtype) if needs[2] else None,
+        )
+
+
 def differentiable(upstream, tensors, options, needs):
-    """The gradients with a graph, for double backward: here the logits are whole."""
+    """The gradients with a graph, for double backward: here the logits are whole.
+
+    On a CUDA device the losses of these are PyTorch's.
+    """
     input, linear_weight, target, linear_bias, weight = tensors
     wanted = [t for t, need in zip((input, linear_weight, linear_bias), needs, strict=True) if need]
     with torch.enable_grad():
@@ -112,7 +154,8 @@ def differentiable(upstream, tensors, options, needs):
         bias = None if linear_bias is None else linear_bias.flatten()
         logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), bias).view(shape)
         reduction, ignore_index, smoothing = options
-        loss = cross_entropy(
+        function = cross_entropy if input.is_cpu else torch.nn.functional.cross_entropy
+        loss = function(
             logits, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing
         )
         found = iter(torch.autograd.grad(loss, wanted, upstream.to(loss.dtype), create_graph=True))
@@ -156,6 +199,13 @@ def forward_op(
     return reduced(loss, dtype), *_or_empty(grads, input)
 
 
+@forward_op.register_kernel("cuda")
+def _(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, smoothing, dtype, keep):
+    tensors = (input, linear_weight, target, linear_bias, weight)
+    loss, grads = DeviceSweep(tensors, (reduction, ignore_index, smoothing)).run(keep)
+    return loss.to(dtype), *_or_empty(grads, input)
+
+
 @forward_op.register_fake
 def _(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, smoothing, dtype, keep):
     shape = (*input.shape[:-1], *linear_weight.shape[1:-1]) if reduction == "none" else ()
@@ -178,6 +228,13 @@ def backward_op(
         (reduction, ignore_index, smoothing),
     )
     return _or_empty(Sweep(tensors, options, upstream).run(needs)[1], input)
+
+
+@backward_op.register_kernel("cuda")
+def _(upstream, input, linear_weight, target, linear_bias, weight, reduction, ignore_index, smoothing, needs):
+    tensors = (input, linear_weight, target, linear_bias, weight)
+    options = (reduction, ignore_index, smoothing)
+    return _or_empty(DeviceSweep(tensors, options, upstream).run(needs)[1], input)
 
 
 @backward_op.register_fake
@@ -267,9 +324,10 @@ def linear_cross_entropy(
 
     Parameters
     ----------
-    input : Tensor (in_features,) or (N, in_features), float32, float64, bfloat16 or float16, on the CPU
-        16-bit tensors are computed in float32, under autocast too.
-    linear_weight : Tensor (C, in_features) or (C, d_1, ..., in_features), dtype of `input`
+    input : Tensor (in_features,) or (N, in_features), float32, float64, bfloat16 or float16
+        On the CPU 16-bit tensors are computed in float32, under autocast too; on a CUDA device their products are
+        of 16 bits.
+    linear_weight : Tensor (C, in_features) or, on the CPU, (C, d_1, ..., in_features), dtype of `input`
     target : Tensor of labels (), (N,) or (N, d_1, ...), or of probabilities (C,), (N, C) or (N, C, d_1, ...)
     linear_bias : Tensor (C,) or (C, d_1, ...), optional
     weight, reduction, label_smoothing
@@ -296,6 +354,9 @@ def linear_cross_entropy(
     -----
     Memory beyond the gradients is one block of logits, up to 64 MB in float32. Double backward works, and makes the
     logits whole.
+
+    On a CUDA device nothing waits for the labels: one outside [0, C) makes its loss NaN, it is no error. Not yet run on
+    hardware.
 
     Examples
     --------
