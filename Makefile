@@ -8,13 +8,18 @@ PY ?= python3
 BIN := .venv/bin
 ARGS ?=
 JOBS ?= 2
-ASAN_TESTS := $(addprefix tests/test_,softmax.py sigmoid.py binary.py edges.py family.py divergence.py binary_family.py linear.py)
+FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 600
+# Whatever calls a kernel; what needs PyTorch, Dask or a GPU runs outside.
+ASAN_TESTS := $(patsubst %,tests/test_%.py,softmax sigmoid binary edges family divergence binary_family linear losses composition \
+  properties region gan information shards memory boosting blocks solvers calibration files mlp_step fuzz_corpus)
+FUZZ_TARGETS := small softmax sigmoid family elementwise linear shards boost distributions network load
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test test-all asan bench docs examples lint wheel clean
+.PHONY: demo test test-all sanitized asan fuzz valgrind tsan soak bench docs examples lint wheel clean
 
 demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
@@ -25,13 +30,40 @@ test: .venv/built
 test-all: .venv/all
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --benchmark-disable
 
-# The kernel tests on a build with sanitizers, in a copy of the sources: the extensions of .venv stay as they are.
-asan: .venv/built
-	rm -rf build/asan && mkdir -p build/asan
-	cp -R src tests setup.py pyproject.toml README.md LICENSE build/asan && rm -f build/asan/src/fastxent/*.so
+# A build with sanitizers, in a copy of the sources: the extensions of .venv stay as they are.
+sanitized: .venv/built
+	mkdir -p build/asan
+	tar -cf - --exclude='*.so' src tests fuzz setup.py pyproject.toml README.md LICENSE | tar -xf - -C build/asan
 	cd build/asan && FASTXENT_SANITIZE=address,undefined ../../$(BIN)/python setup.py -q build_ext --inplace
-	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src ../../$(BIN)/python -m pytest -q -p no:cacheprovider $(ASAN_TESTS)
+
+# An interpreter that was built without them needs their libraries first, to use that build.
+UNDER_ASAN = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src ../../$(BIN)/python
+
+asan: sanitized
+	cd build/asan && $(UNDER_ASAN) -m pytest -q -p no:cacheprovider -n $(JOBS) --dist worksteal -m "not slow" $(ASAN_TESTS)
+
+# What a target finds ends up in build/asan/found; what reaches new lines in build/asan/reached, for the next run.
+fuzz: .venv/fuzz sanitized
+	cd build/asan && mkdir -p found && for target in $(FUZZ_TARGETS); do mkdir -p reached/$$target; echo "== $$target"; \
+	  $(UNDER_ASAN) fuzz/run.py $$target -max_total_time=$$(($(FUZZ_SECONDS) / $(words $(FUZZ_TARGETS)))) -max_len=256 -len_control=0 \
+	  -print_final_stats=1 -verbosity=0 -artifact_prefix=found/$$target- reached/$$target fuzz/corpus/$$target || exit 1; done
+
+# Instructions of every x86-64, which valgrind knows; uninitialised memory too, which the sanitizers do not see.
+valgrind: .venv/built
+	PYTHONMALLOC=malloc FASTXENT_ISA=baseline OPENBLAS_NUM_THREADS=1 valgrind -q --num-callers=20 --error-exitcode=1 \
+	  --suppressions=fuzz/valgrind.supp $(BIN)/python fuzz/replay.py small softmax sigmoid family elementwise shards boost
+
+tsan:
+	mkdir -p build/tsan
+	for name in src/fastxent/_kernels/isa_baseline src/fastxent/_kernels/team fuzz/threads; do \
+	  g++ -std=c++17 -O1 -g -fsanitize=thread -fno-math-errno -fno-trapping-math -fopenmp-simd -pthread -DFX_NO_AVX2 -DFX_NO_AVX512 \
+	    -Isrc/fastxent/_kernels -c $$name.cpp -o build/tsan/$$(basename $$name).o || exit 1; done
+	g++ -fsanitize=thread -pthread build/tsan/isa_baseline.o build/tsan/team.o build/tsan/threads.o -o build/tsan/threads
+	TSAN_OPTIONS=halt_on_error=1 build/tsan/threads
+
+soak: .venv/built
+	$(BIN)/python fuzz/soak.py $(SOAK_SECONDS)
 
 bench: .venv/bench
 	mkdir -p bench-out
@@ -63,7 +95,7 @@ wheel: .venv/built
 clean:
 	rm -rf .venv build dist bench-out demo-out examples-out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf src/*.egg-info src/fastxent/*.so
-	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	find src tests fuzz benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 # An existing .venv is used as it is; the stamps in it say what it already holds.
 .venv/ready: pyproject.toml
@@ -79,6 +111,10 @@ clean:
 
 .venv/all: .venv/built
 	$(BIN)/python -m pip install -q --group test-all
+	touch $@
+
+.venv/fuzz: .venv/built
+	$(BIN)/python -m pip install -q --group fuzz
 	touch $@
 
 .venv/bench: .venv/built

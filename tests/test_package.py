@@ -26,7 +26,7 @@ PROJECT_FILES = sorted(
     for pattern in ("*.md", "pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE")
     for path in ROOT.glob(pattern)
 )
-FOLDERS = (".ci", "src", "tests", "benchmarks", "examples", "docs")
+FOLDERS = (".ci", "src", "tests", "fuzz", "benchmarks", "examples", "docs")
 GENERATED = re.compile(r"(\.(so|pyd|pyc)|/_core\.cpp|/_dense\.cpp|/_step\.cpp)$")
 
 # A loss and its gradient by the compiled kernels, from an installation that must not be the source tree.
