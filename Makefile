@@ -37,17 +37,22 @@ sanitized: .venv/built
 	cd build/asan && FASTXENT_SANITIZE=address,undefined ../../$(BIN)/python setup.py -q build_ext --inplace
 
 # An interpreter that was built without them needs their libraries first, to use that build.
-UNDER_ASAN = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
-  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src ../../$(BIN)/python
+SANITIZERS = $$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)
 
 asan: sanitized
-	cd build/asan && $(UNDER_ASAN) -m pytest -q -p no:cacheprovider -n $(JOBS) --dist worksteal -m "not slow" $(ASAN_TESTS)
+	cd build/asan && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src \
+	  ../../$(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) --dist worksteal -m "not slow" $(ASAN_TESTS)
 
+# libFuzzer as a library of its own, before the sanitizers: their empty hooks for coverage would hide its own.
 # What a target finds ends up in build/asan/found; what reaches new lines in build/asan/reached, for the next run.
 fuzz: .venv/fuzz sanitized
+	g++ -shared -o build/asan/libfuzzer.so -pthread -Wl,--whole-archive \
+	  $$($(BIN)/python -c "import atheris; print(atheris.path())")/libclang_rt.fuzzer_no_main.a -Wl,--no-whole-archive
 	cd build/asan && mkdir -p found && for target in $(FUZZ_TARGETS); do mkdir -p reached/$$target; echo "== $$target"; \
-	  $(UNDER_ASAN) fuzz/run.py $$target -max_total_time=$$(($(FUZZ_SECONDS) / $(words $(FUZZ_TARGETS)))) -max_len=256 -len_control=0 \
-	  -print_final_stats=1 -verbosity=0 -artifact_prefix=found/$$target- reached/$$target fuzz/corpus/$$target || exit 1; done
+	  LD_PRELOAD="$$PWD/libfuzzer.so $(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 PYTHONPATH=src \
+	  ../../$(BIN)/python fuzz/run.py $$target -max_total_time=$$(($(FUZZ_SECONDS) / $(words $(FUZZ_TARGETS)))) -max_len=256 \
+	  -len_control=0 -print_final_stats=1 -verbosity=0 -artifact_prefix=found/$$target- reached/$$target fuzz/corpus/$$target \
+	  || exit 1; done
 
 # Instructions of every x86-64, which valgrind knows; uninitialised memory too, which the sanitizers do not see.
 valgrind: .venv/built
