@@ -75,9 +75,25 @@ class TestLossCurve:
         ticks = display.ax_.get_xticks()
         np.testing.assert_array_equal(ticks, ticks.round())
 
-    def test_lengths_must_agree(self):
-        with pytest.raises(ValueError, match=r"equal length, got shapes \(2,\) and \(3,\)"):
-            LossCurveDisplay([1, 2], [1, 2, 3])
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            (([1, 2], [1, 2, 3]), ValueError, "^iteration: expected one number per loss, 2, got 3$"),
+            (
+                ([1, 2], ["a", "b"]),
+                TypeError,
+                "^iteration: expected float32.*text must be turned into numbers",
+            ),
+            (("abc",), TypeError, "^loss: expected float32.*text must be turned into numbers"),
+            ((None,), TypeError, "^loss: expected an array-like, got None"),
+            ((0.5,), ValueError, r"^loss: expected one axis with at least one number, got shape \(\)"),
+            (([],), ValueError, r"^loss: expected one axis with at least one number, got shape \(0,\)"),
+            (([[0.5, 0.4]],), ValueError, r"^loss: expected one axis.*got shape \(1, 2\)"),
+        ],
+    )
+    def test_errors(self, arguments, error, message):
+        with pytest.raises(error, match=message):
+            LossCurveDisplay(*arguments)
 
 
 class TestReliability:
@@ -129,17 +145,49 @@ class TestReliability:
     @pytest.mark.parametrize(
         ("proba", "options", "message"),
         [
-            ([0.1, 1.2], {}, r"y_proba must lie in \[0, 1\]"),
-            ([0.1, np.nan], {}, r"y_proba must lie in \[0, 1\]"),
-            ([0.1, 0.2, 0.3], {}, r"one row per label and one column per class, \(2, 2\), got \(3, 2\)"),
-            ([0.1, 0.2], {"kind": "all"}, "kind must be"),
-            ([0.1, 0.2], {"strategy": "even"}, "strategy must be"),
-            ([0.1, 0.2], {"n_bins": 0}, "n_bins must be at least 1, got 0"),
+            (
+                [0.1, 1.2],
+                {},
+                r"^y_proba: expected probabilities in \[0, 1\], got 1\.2; of scores take the softmax",
+            ),
+            ([0.1, np.nan], {}, r"^y_proba: expected probabilities in \[0, 1\], got nan"),
+            ([0.1, 0.2, 0.3], {}, r"^y_proba: .* one column per class, \(2, 2\), got \(3, 2\)"),
+            ([0.1, 0.2], {"kind": "topp"}, "^kind: expected one of .* did you mean 'top'"),
+            (
+                [0.1, 0.2],
+                {"strategy": "even"},
+                "^strategy: expected one of 'uniform', 'quantile', got 'even'",
+            ),
+            ([0.1, 0.2], {"n_bins": 0}, "^n_bins: expected at least 1, got 0"),
         ],
     )
     def test_errors(self, proba, options, message):
         with pytest.raises(ValueError, match=message):
             ReliabilityDisplay.from_predictions([0, 1], proba, **options)
+
+    def test_errors_of_type(self):
+        with pytest.raises(TypeError, match=r"^n_bins: expected an integer, got 2\.5"):
+            ReliabilityDisplay.from_predictions([0, 1], [0.1, 0.2], n_bins=2.5)
+        with pytest.raises(TypeError, match=r"^y_proba: expected float32.*text must be turned into numbers"):
+            ReliabilityDisplay.from_predictions([0, 1], ["a", "b"])
+        with pytest.raises(ValueError, match=r"^y_true: expected shape \(n_samples,\).*got \(0,\)"):
+            ReliabilityDisplay.from_predictions([], [])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (([0.1, 0.2], [0.1], [3, 4]), "^prob_pred: expected one number per bin, 2, got 1"),
+            (([0.1, 0.2], [0.1, 0.2], [3]), "^count: expected one number per bin, 2, got 1"),
+            (([0.1, 2.0], [0.1, 0.2], [3, 4]), r"^prob_true: expected numbers in \[0, 1\], got 2 at index 1"),
+            (
+                ([0.1, 0.2], [0.1, 0.2], [3, 0]),
+                "^count: expected a positive number per bin, got 0 at index 1",
+            ),
+        ],
+    )
+    def test_bins_that_do_not_fit(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            ReliabilityDisplay(*arguments)
 
 
 class TestBenchmark:
@@ -169,11 +217,29 @@ class TestBenchmark:
         assert {name: len(runs) for name, runs in display.seconds.items()} == {"a": 2, "b": 2}
         assert min(display.median.values()) > 0
 
-    def test_errors(self):
-        with pytest.raises(ValueError, match=r"baseline must name entries of seconds, got \['c'\]"):
-            BenchmarkDisplay({"a": 1.0}, baseline={"a": "c"})
-        with pytest.raises(ValueError, match="seconds is empty"):
-            BenchmarkDisplay({})
+    @pytest.mark.parametrize(
+        ("seconds", "baseline", "error", "message"),
+        [
+            ({"a": 1.0}, {"a": "c"}, ValueError, r"^baseline: expected names among \['a'\], got \['c'\]"),
+            ({"a": 1.0}, "a", TypeError, "^baseline: expected a mapping of names to names, got 'a'"),
+            ({}, None, ValueError, "^seconds: expected at least one entry"),
+            ([1.0, 2.0], None, TypeError, "^seconds: expected a mapping of names to times"),
+            ({"a": []}, None, ValueError, r"^seconds\['a'\]: expected one axis with at least one number"),
+            ({"a": None}, None, TypeError, r"^seconds\['a'\]: expected an array-like, got None"),
+            ({"a": "1 s"}, None, TypeError, r"^seconds\['a'\]: .*text must be turned into numbers"),
+            ({"a": [1.0, -1.0]}, None, ValueError, r"^seconds\['a'\]: .* got -1 at index 1"),
+            ({"a": [1.0, np.nan]}, None, ValueError, r"^seconds\['a'\]: .* got nan at index 1"),
+        ],
+    )
+    def test_errors(self, seconds, baseline, error, message):
+        with pytest.raises(error, match=message):
+            BenchmarkDisplay(seconds, baseline=baseline)
+
+    def test_errors_of_from_estimator(self):
+        with pytest.raises(TypeError, match=r"^estimators: expected a mapping of names to estimators"):
+            BenchmarkDisplay.from_estimator([DummyClassifier()], [[0.0]], [0])
+        with pytest.raises(ValueError, match=r"^repeats: expected at least 1, got 0"):
+            BenchmarkDisplay.from_estimator({"a": DummyClassifier()}, [[0.0]], [0], repeats=0)
 
 
 @pytest.mark.parametrize(

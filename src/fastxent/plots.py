@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from . import _checks
+
 __all__ = ["BenchmarkDisplay", "LossCurveDisplay", "ReliabilityDisplay"]
 
 # Okabe and Ito's palette: told apart with every common form of colour blindness, and in grey by lightness.
@@ -26,6 +28,32 @@ def _axes(ax: Any) -> Any:
     except ImportError as error:
         raise ImportError("fastxent.plots needs matplotlib: pip install 'fastxent[plots]'") from error
     return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _column(values: Any, name: str) -> np.ndarray:
+    """Numbers of one axis, at least one of them, as float64."""
+    column = _checks.floats(_checks.given(values, name), name)
+    if column.ndim != 1 or not len(column):
+        raise ValueError(f"{name}: expected one axis with at least one number, got shape {column.shape}")
+    return column.astype(float)
+
+
+def _of_equal_length(name: str, column: np.ndarray, other: np.ndarray, what: str) -> None:
+    if len(column) != len(other):
+        raise ValueError(f"{name}: expected one number per {what}, {len(other)}, got {len(column)}")
+
+
+def _within(name: str, values: np.ndarray, inside: np.ndarray, expected: str) -> None:
+    """Raise at the first number that is not `inside`."""
+    if not inside.all():
+        first = int(np.flatnonzero(~inside)[0])
+        raise ValueError(f"{name}: expected {expected}, got {values.flat[first]:g} at index {first}")
+
+
+def _mapping(values: Any, name: str, to: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name}: expected a mapping of names to {to}, got {_checks.brief(values)}")
+    return values
 
 
 def _tidy(ax: Any) -> None:
@@ -61,6 +89,11 @@ class LossCurveDisplay:
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
 
+    Raises
+    ------
+    TypeError, ValueError
+        Not real numbers, no numbers, or another number of iterations than of losses.
+
     Examples
     --------
     >>> from fastxent.plots import LossCurveDisplay
@@ -69,14 +102,13 @@ class LossCurveDisplay:
     """
 
     def __init__(self, loss: Any, iteration: Any = None, *, name: str | None = None) -> None:
-        self.loss = np.asarray(loss, dtype=float)
-        self.iteration = np.arange(1, len(self.loss) + 1) if iteration is None else np.asarray(iteration)
+        self.loss = _column(loss, "loss")
+        if iteration is None:
+            iteration = np.arange(1, len(self.loss) + 1)
+        else:
+            _of_equal_length("iteration", _column(iteration, "iteration"), self.loss, "loss")
+        self.iteration = np.asarray(iteration)
         self.name = name
-        if self.loss.ndim != 1 or self.loss.shape != self.iteration.shape:
-            raise ValueError(
-                "loss and iteration must be 1-dimensional and of equal length, "
-                f"got shapes {self.loss.shape} and {self.iteration.shape}"
-            )
 
     @classmethod
     def from_estimator(
@@ -179,6 +211,11 @@ class ReliabilityDisplay:
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
 
+    Raises
+    ------
+    TypeError, ValueError
+        Not real numbers, lengths that differ, a frequency or probability outside [0, 1], a bin without predictions.
+
     Examples
     --------
     >>> from fastxent.plots import ReliabilityDisplay
@@ -188,10 +225,16 @@ class ReliabilityDisplay:
     """
 
     def __init__(self, prob_true: Any, prob_pred: Any, count: Any, *, name: str | None = None) -> None:
-        self.prob_true = np.asarray(prob_true, dtype=float)
-        self.prob_pred = np.asarray(prob_pred, dtype=float)
+        self.prob_true = _column(prob_true, "prob_true")
+        self.prob_pred = _column(prob_pred, "prob_pred")
         self.count = np.asarray(count)
         self.name = name
+        counted = _column(count, "count")
+        for values, of in ((self.prob_true, "prob_true"), (self.prob_pred, "prob_pred")):
+            _within(of, values, (values >= 0) & (values <= 1), "numbers in [0, 1]")
+        _of_equal_length("prob_pred", self.prob_pred, self.prob_true, "bin")
+        _of_equal_length("count", counted, self.prob_true, "bin")
+        _within("count", counted, counted > 0, "a positive number per bin")
         gap = np.abs(self.prob_true - self.prob_pred)
         self.expected_calibration_error = float(np.average(gap, weights=self.count))
 
@@ -259,24 +302,34 @@ class ReliabilityDisplay:
         ------
         ValueError
             Unknown option, shapes or classes that do not fit, or a value outside [0, 1].
+        TypeError
+            Probabilities that are no real numbers, `n_bins` that is no integer.
         """
-        y_true, y_proba = np.asarray(y_true), np.asarray(y_proba, dtype=float)
+        y_true = np.asarray(_checks.given(y_true, "y_true"))
+        y_proba = _checks.floats(_checks.given(y_proba, "y_proba"), "y_proba").astype(float)
+        _checks.choice(kind, "kind", ("classwise", "top"))
+        _checks.choice(strategy, "strategy", ("uniform", "quantile"))
+        if _checks.whole(n_bins, "n_bins") < 1:
+            raise ValueError(f"n_bins: expected at least 1, got {n_bins}")
+        if y_true.ndim != 1 or not len(y_true):
+            raise ValueError(
+                f"y_true: expected shape (n_samples,) with at least one label, got {y_true.shape}"
+            )
+        inside = (y_proba >= 0) & (y_proba <= 1)
+        if not inside.all():
+            raise ValueError(
+                f"y_proba: expected probabilities in [0, 1], got {y_proba[~inside][0]:g}; "
+                "of scores take the softmax or sigmoid first"
+            )
         classes = np.unique(y_true) if classes is None else np.asarray(classes)
         if y_proba.ndim == 1:
             y_proba = np.column_stack((1 - y_proba, y_proba))
-        if y_true.ndim != 1 or y_proba.shape != (len(y_true), len(classes)):
+        if y_proba.shape != (len(y_true), len(classes)):
             raise ValueError(
-                "y_proba must have one row per label and one column per class, "
-                f"{(len(y_true), len(classes))}, got {y_proba.shape}"
+                "y_proba: expected one row per label and one column per class, "
+                f"{(len(y_true), len(classes))}, got {y_proba.shape}; "
+                "classes= names the columns where y_true lacks a class"
             )
-        if not ((y_proba >= 0) & (y_proba <= 1)).all():
-            raise ValueError("y_proba must lie in [0, 1], got a value outside or NaN")
-        if kind not in ("classwise", "top"):
-            raise ValueError(f"kind must be 'classwise' or 'top', got {kind!r}")
-        if strategy not in ("uniform", "quantile"):
-            raise ValueError(f"strategy must be 'uniform' or 'quantile', got {strategy!r}")
-        if n_bins < 1:
-            raise ValueError(f"n_bins must be at least 1, got {n_bins}")
         if len(classes) == 2:
             probability, outcome = y_proba[:, 1], y_true == classes[1]
         elif kind == "classwise":
@@ -353,6 +406,11 @@ class BenchmarkDisplay:
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
 
+    Raises
+    ------
+    TypeError, ValueError
+        No mapping, an entry without runs, a time that is not positive and finite, an unknown name in `baseline`.
+
     Examples
     --------
     >>> from fastxent.plots import BenchmarkDisplay
@@ -363,15 +421,20 @@ class BenchmarkDisplay:
     def __init__(
         self, seconds: Mapping[str, float | Sequence[float]], *, baseline: Mapping[str, str] | None = None
     ) -> None:
-        self.seconds = {name: np.atleast_1d(np.asarray(runs, dtype=float)) for name, runs in seconds.items()}
+        self.seconds = {}
+        for name, runs in _mapping(seconds, "seconds", "times").items():
+            entry = f"seconds[{name!r}]"
+            times = _column(np.atleast_1d(_checks.array(_checks.given(runs, entry), entry)), entry)
+            _within(entry, times, (times > 0) & (times < np.inf), "positive, finite seconds")
+            self.seconds[name] = times
+        if not self.seconds:
+            raise ValueError("seconds: expected at least one entry, got an empty mapping")
         self.median = {name: float(np.median(runs)) for name, runs in self.seconds.items()}
-        self.baseline = dict(baseline or {})
+        self.baseline = {} if baseline is None else dict(_mapping(baseline, "baseline", "names"))
         unknown = ({*self.baseline} | {*self.baseline.values()}) - {*self.seconds}
-        if not self.seconds or unknown:
+        if unknown:
             raise ValueError(
-                f"baseline must name entries of seconds, got {sorted(unknown)}"
-                if unknown
-                else "seconds is empty"
+                f"baseline: expected names among {list(self.seconds)}, got {sorted(map(str, unknown))}"
             )
 
     @classmethod
@@ -398,10 +461,19 @@ class BenchmarkDisplay:
         baseline : mapping of str to str, default=None
         ax : matplotlib Axes, default=None
         **kwargs : for ``Axes.barh``
+
+        Raises
+        ------
+        TypeError, ValueError
+            No mapping, no estimator, fewer than one round.
         """
         from sklearn.base import clone
 
-        seconds: dict[str, list[float]] = {name: [] for name in estimators}
+        if _checks.whole(repeats, "repeats") < 1:
+            raise ValueError(f"repeats: expected at least 1, got {repeats}")
+        seconds: dict[str, list[float]] = {
+            name: [] for name in _mapping(estimators, "estimators", "estimators")
+        }
         for _ in range(repeats + 1):
             for name, estimator in estimators.items():
                 candidate = clone(estimator)
