@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastxent as fx
-from fastxent import _checks
+from fastxent import _checks, boosting
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +230,10 @@ def test_logits_as_distributions():
         (lambda: fx.linear_cross_entropy(Z, Z[:2], [0] * 6), ValueError, r"a row per class: pass W\.T"),
         (lambda: fx.linear_cross_entropy(Z[0], Z.T, [0]), ValueError, r"X: expected shape \(n, d\).*pass X\[None\]"),
         (lambda: fx.LogisticRegression(loss=fx.FocalLoss).fit(Z, [0, 1] * 3), TypeError, r"FocalLoss\(\)$"),
+        (lambda: fx.merge_lse(None), TypeError, "^states: expected a sequence of LSEState, got None"),
+        (lambda: fx.load(None), TypeError, "^path: expected str or a path-like object, got None"),
+        (lambda: fx.load(3), TypeError, "^path: expected str or a path-like object, got 3"),
+        (lambda: boosting.xgboost_objective("focal")(None, Z), TypeError, "^labels: expected an array-like, got None"),
         (lambda: fx.LogisticRegression(loss="focall").fit(Z, [0, 1] * 3), ValueError, "did you mean 'focal'"),
     ],
 )  # fmt: skip

@@ -568,6 +568,8 @@ def test_module_of_a_loss_keeps_the_dtype(dtype):
 def test_module_refuses_what_is_no_loss():
     with pytest.raises(TypeError, match="loss object"):
         ft.as_module("focal")
+    with pytest.raises(TypeError, match=r"make an object of the class: FocalLoss\(\)$"):
+        ft.as_module(fx.FocalLoss)
     with pytest.raises(ValueError, match="reduction"):
         ft.as_module(fx.FocalLoss(), "average")
     with pytest.raises(RuntimeError, match="not differentiable"):

@@ -10,8 +10,10 @@ import itertools
 import math
 import numbers
 import operator
+import os
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -88,6 +90,14 @@ def ignored_label(value):
     """`ignore_index` as an integer; None where no label can have it, as NumPy compares bools with no larger number."""
     value = whole(value, "ignore_index")
     return value if -(1 << 63) <= value < 1 << 63 else None
+
+
+def path(value):
+    """Value, a path, as a string (or bytes)."""
+    try:
+        return os.fspath(value)
+    except TypeError:
+        raise TypeError(f"path: expected str or a path-like object, got {brief(value)}") from None
 
 
 def log_of_base(base):
@@ -737,6 +747,8 @@ def shard_input(logits, targets, class_offset):
 
 def shard_states(states, kind):
     """States of the same rows and of different columns, as a list."""
+    if not isinstance(states, Iterable):
+        raise TypeError(f"states: expected a sequence of {kind.__name__}, got {brief(states)}")
     states = [states] if isinstance(states, kind) else list(states)
     if not states:
         raise ValueError("states: expected at least one, got none")
@@ -780,7 +792,7 @@ def boosting_input(margins, labels, sample_weight, elementwise):
         raise ValueError(
             f"margins: expected shape (n_samples,) or (n_samples, n_classes), got {margins.shape}"
         )
-    y = array(labels, "labels")
+    y = array(given(labels, "labels"), "labels")
     if y.dtype.kind not in "iubf":
         raise TypeError(f"labels: expected numbers, got dtype {y.dtype}; " + label_advice(y, "encode them"))
     dtype = compute_dtype(margins.dtype)

@@ -29,7 +29,7 @@ from contextlib import suppress
 import numpy as np
 from scipy import sparse
 
-from . import _backend, losses, solvers
+from . import _backend, _checks, losses, solvers
 
 __all__ = ["SaveMixin", "read", "write"]
 
@@ -190,7 +190,7 @@ def write(path, kind, params, fitted):
     }
     header["sha256"] = _digest(_canonical(header))
     members = {HEADER: json.dumps(header, indent=1).encode(), **members}
-    path = os.path.realpath(os.fspath(path))  # a link stays one
+    path = os.path.realpath(_checks.path(path))  # a link stays one
     beside = f"{path}.{secrets.token_hex(6)}.tmp"
     try:
         with open(beside, "xb") as file:
@@ -220,7 +220,7 @@ def read(path):
     OSError
         It cannot be read.
     """
-    path = os.fspath(path)
+    path = _checks.path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, path)

@@ -36,6 +36,8 @@ def load(path):
     ------
     ValueError
         The file is no file of this package, was cut off or changed, or comes from a newer version.
+    TypeError
+        `path` is no path.
     OSError
         It cannot be read.
 

@@ -176,7 +176,9 @@ class LossModule(torch.nn.Module):
     def __init__(self, loss, reduction="mean"):
         super().__init__()
         if not isinstance(loss, losses.Loss):
-            raise TypeError(f"loss: expected a loss object such as FocalLoss(gamma=2), got {loss!r}")
+            known = isinstance(loss, type) and issubclass(loss, losses.Loss)
+            hint = f"; make an object of the class: {loss.__name__}()" if known else ""
+            raise TypeError(f"loss: expected a loss object such as FocalLoss(gamma=2), got {loss!r}{hint}")
         self.loss, self.reduction = loss, _arguments.reduction_of(reduction, None, None)
         if reduction == "none":
             row_axis(loss)
