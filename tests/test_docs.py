@@ -181,3 +181,22 @@ def test_the_site_builds_without_a_warning(tmp_path):
         assert (tmp_path / "html" / "api" / f"fastxent.{name}.html").is_file()
     methods = (tmp_path / "html" / "api" / "fastxent.MLPClassifier.html").read_text(encoding="utf-8")
     assert "input_gradient" in methods
+
+
+# The README's picture ------------------------------------------------------------------------------------
+
+
+def test_the_picture_draws_the_readmes_table(tmp_path):
+    """Every float32 row of the table is in the picture, which anybody can make again."""
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location("fastxent_picture", DOCS / "images" / "kernels.py")
+    picture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(picture)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = picture.rows_of(readme)
+    assert len(rows) == len(re.findall(r"^\| \d+ × \d+ float32", readme, re.MULTILINE)) >= 10
+    assert rows[0][0].replace(" ", "") in readme.replace(" ", "")
+    picture.draw(rows, tmp_path / "again.png")
+    assert 10_000 < (tmp_path / "again.png").stat().st_size < 100_000
+    assert "docs/images/kernels.png" in readme
+    assert (DOCS / "images" / "kernels.png").is_file()

@@ -1,4 +1,4 @@
-"""The estimators inside scikit-learn's tools and beside its neighbours: search, calibration, frames, other formats."""
+"""The estimators inside scikit-learn's tools and beside its neighbours: search, calibration, frames, routing, files."""
 
 from __future__ import annotations
 
