@@ -25,7 +25,7 @@ KERNELS = ROOT / "src" / "fastxent" / "_kernels"
 # A file imports only from the rows above its own, inside functions too; rows 0 to 2 do not know each other.
 LAYERS = (
     ("_core_numpy", "_core", "_dense", "_step", "_core_cuda"),
-    ("_memory", "_checks", "_device", "_backend"),
+    ("_memory", "_threads", "_checks", "_device", "_backend"),
     ("losses", "information", "shards", "_linear_on_device", "linear"),
     (
         "solvers",

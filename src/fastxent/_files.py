@@ -204,7 +204,10 @@ def write(path, kind, params, fitted):
     except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(beside)
-        if isinstance(error, OSError) and error.filename == beside:  # the user knows no temporary file
+        if isinstance(error, OSError) and error.filename in (
+            None,
+            beside,
+        ):  # the user knows no temporary file
             raise type(error)(error.errno, error.strerror, path) from None
         raise
     _sync_folder(os.path.dirname(path))

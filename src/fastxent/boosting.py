@@ -15,12 +15,12 @@ CatBoost calls Python once per row and object, which no kernel can make fast; th
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import _backend, _checks, _memory
+from ._threads import ordered_map
 from .losses import HESSIANS, Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, resolve
 from .losses._base import XGBOOST_FLOOR
 
@@ -104,13 +104,7 @@ class Objective:
         n_samples = len(margins)
         step = max(1, _BLOCK // max(1, margins[:1].size))
         blocks = [slice(start, start + step) for start in range(0, n_samples, step)]
-        threads = min(len(blocks), _backend.default_threads())
-        if threads > 1:
-            with ThreadPoolExecutor(threads) as team:
-                list(team.map(fill, blocks))
-        else:
-            for rows in blocks:
-                fill(rows)
+        ordered_map(fill, blocks, _backend.default_threads())
         return grad, hess
 
     def _is_usual(self, margins, targets):

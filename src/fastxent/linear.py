@@ -17,13 +17,13 @@ import itertools
 import math
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _backend, _checks, _device
 from ._linear_on_device import linear_call
+from ._threads import ordered_map
 from .losses import Loss
 from .losses._softmax import SoftmaxCall, SoftmaxOptions
 
@@ -293,25 +293,19 @@ class Team:
         self.outer_threads = self.num_threads if self._parallel else 1
         self.inner_threads = 1 if serial or self._parallel else self.num_threads
         self._blas = contextlib.nullcontext() if self.inner_threads > 1 else _single_threaded_blas
-        self._pool = None
 
     def __enter__(self):
         self._blas.__enter__()
         return self
 
     def __exit__(self, *error):
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
         self._blas.__exit__(*error)
 
     def map(self, function, segments):
         """Results of function(segment) in the order of the segments."""
         if not self._parallel:
             return map(function, segments)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="fastxent")
-        return self._pool.map(function, segments)
+        return ordered_map(function, segments, self.num_threads)
 
 
 # --------------------------------------------------------------------------------------------------- the pass

@@ -8,8 +8,8 @@
 #include <chrono>
 #ifndef FX_NO_THREADS
 #include <condition_variable>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
@@ -92,7 +92,7 @@ void hire(Team* t, int count) {
 #endif
   try {
     while (t->workers < count) { std::thread(work, t).detach(); t->workers++; }
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {                            // no more threads allowed, or no memory for one
   }
 #ifdef FX_POSIX
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
