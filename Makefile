@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test test-all sanitized asan fuzz valgrind tsan soak bench docs examples lint wheel clean
+.PHONY: demo test test-all sanitized asan fuzz valgrind tsan soak numbers bench docs examples lint wheel clean
 
 demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
@@ -69,6 +69,11 @@ tsan:
 
 soak: .venv/built
 	$(BIN)/python fuzz/soak.py $(SOAK_SECONDS)
+
+# The stored results of tests/test_numbers.py, written anew: when they are meant to move.
+numbers: .venv/built
+	$(BIN)/python tests/corpus.py
+	git diff --stat tests/data
 
 bench: .venv/bench
 	mkdir -p bench-out
