@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -139,6 +140,15 @@ def test_no_threads(backend, bad):
         fx.sigmoid_cross_entropy(0.0, 1, num_threads=bad, backend=backend)
     with pytest.raises(ValueError, match=f"num_threads.*{bad}"):
         fx.binary_cross_entropy(0.5, 1, num_threads=bad, backend=backend)
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this interpreter always has its GIL"
+)
+def test_import_leaves_the_gil_off():
+    """A free-threaded interpreter switches its GIL on for an extension that does not declare that it can do without."""
+    code = "import sys, fastxent.linear, fastxent.logistic, fastxent.mlp; print(sys._is_gil_enabled())"
+    assert run_python(code).strip() == "False"
 
 
 def test_more_threads_than_processors(backend):

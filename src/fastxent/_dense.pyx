@@ -36,7 +36,7 @@ cdef gemm_fn dgemm = NULL
 
 cdef int load_blas() except -1:
     global sgemm, dgemm
-    if sgemm == NULL:
+    if sgemm == NULL or dgemm == NULL:       # both: another thread may have written one of them, in any order
         from scipy.linalg import cython_blas
 
         single, double = cython_blas.__pyx_capi__["sgemm"], cython_blas.__pyx_capi__["dgemm"]

@@ -68,8 +68,11 @@ def release():
 
 
 def _taken(size):
-    """The smallest waiting block that fits, or None. Several threads may ask at once: every step is atomic."""
-    fitting = [block for block in list(_waiting) if size <= len(block) <= MOST_WASTE * size]
+    """The smallest waiting block that fits, or None. Several threads may ask at once: every step is atomic.
+
+    So is `copy`, also without the GIL, where an iteration would fail as soon as another thread takes a block.
+    """
+    fitting = [block for block in _waiting.copy() if size <= len(block) <= MOST_WASTE * size]
     for block in sorted(fitting, key=len):
         try:
             _waiting.remove(block)
