@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test test-all sanitized asan fuzz valgrind tsan soak numbers bench docs examples lint wheel clean
+.PHONY: demo test test-all versions sanitized asan fuzz valgrind tsan soak numbers bench docs examples lint wheel wheel-test clean
 
 demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
@@ -29,6 +29,10 @@ test: .venv/built
 
 test-all: .venv/all
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --benchmark-disable
+
+# Wheels in new environments, for the interpreters of this machine, with the oldest and the newest dependencies: noxfile.py.
+versions: .venv/versions
+	JOBS=$(JOBS) $(BIN)/python -m nox $(ARGS)
 
 # A build with sanitizers, in a copy of the sources: the extensions of .venv stay as they are.
 sanitized: .venv/built
@@ -102,6 +106,10 @@ lint: .venv/lint
 wheel: .venv/built
 	$(BIN)/python -m build --no-isolation
 
+# What a release uploads, for this interpreter: checked, and tested where there are neither sources nor a compiler.
+wheel-test: .venv/release
+	JOBS=$(JOBS) .ci/wheel-test $(BIN)
+
 clean:
 	rm -rf .venv build dist bench-out demo-out examples-out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf src/*.egg-info src/fastxent/*.so
@@ -133,6 +141,14 @@ clean:
 
 .venv/lint: .venv/built
 	$(BIN)/python -m pip install -q --group lint
+	touch $@
+
+.venv/versions: pyproject.toml .venv/ready
+	$(BIN)/python -m pip install -q --group versions
+	touch $@
+
+.venv/release: .venv/built
+	$(BIN)/python -m pip install -q --group release
 	touch $@
 
 .venv/docs: .venv/built

@@ -33,8 +33,9 @@ SANITIZE = os.environ.get("FASTXENT_SANITIZE", "")
 DEBUG = os.environ.get("FASTXENT_DEBUG", "0") == "1" or bool(SANITIZE)
 THREADS = os.environ.get("FASTXENT_THREADS", "1") != "0"
 
-# Never -ffast-math (loading one such object flushes denormals in the whole process), never -march=native
-# (wheels travel). Without -fno-trapping-math GCC takes `x > 0 ? x + l : l` for control flow in AVX2 loops.
+# Strict IEEE arithmetic: infinities, NaN, denormals and the order of operations are as written. Two flags give up what
+# no kernel reads: errno after a call of libm, and the flags of floating-point exceptions (for their sake GCC would take
+# `x > 0 ? x + l : l` for control flow in AVX2 loops). Wheels travel, so nothing depends on the machine that builds.
 # CPython's own CFLAGS carry -g, which makes the extension five times as large: hence -g0.
 CFLAGS = ["-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 CFLAGS += ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"] if DEBUG else ["-O3", "-g0"]

@@ -23,7 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PROJECT_FILES = sorted(
     path.name
-    for pattern in ("*.md", "pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE")
+    for pattern in (
+        "*.md",
+        "*.cff",
+        "pyproject.toml",
+        "setup.py",
+        "noxfile.py",
+        "MANIFEST.in",
+        "Makefile",
+        "LICENSE",
+    )
     for path in ROOT.glob(pattern)
 )
 FOLDERS = (".ci", "src", "tests", "fuzz", "benchmarks", "examples", "docs")
@@ -110,6 +119,34 @@ def test_metadata_is_that_of_pyproject():
     assert sorted(re.match(r"[\w-]+", line)[0] for line in always) == sorted(
         ["numpy", "scipy", "scikit-learn", "threadpoolctl"]
     )
+
+
+def test_tests_of_the_sources_are_known():
+    """Without the sources, beside a wheel, conftest.py leaves out what reads them, and nothing else."""
+    conftest = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    (names,) = re.findall(r"^ABOUT_SOURCES = \((.*)\)$", conftest, re.M)
+    reading = [
+        path for path in ROOT.glob("tests/test_*.py") if "parents[1]" in path.read_text(encoding="utf-8")
+    ]
+    assert {f"test_{name}.py" for name in re.findall(r'"(\w+)"', names)} == {path.name for path in reading}
+
+
+def test_workflows_pin_actions_and_call_make():
+    """Every action by commit with its version beside it; what they run are targets of the Makefile."""
+    workflows = sorted(ROOT.glob(".github/workflows/*.yml"))
+    if not workflows:
+        pytest.skip("an sdist holds no workflows")
+    targets = set(
+        re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split()
+    )
+    for path in workflows:
+        text = path.read_text(encoding="utf-8")
+        for use in re.findall(r"uses: (.*)", text):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use), use
+        assert text.count("actions/checkout@") == text.count("persist-credentials: false")
+        assert set(re.findall(r"run: make ([\w-]+)", text)) <= targets
+    listed = re.search(r"target: \[(.*)\]", workflows[0].read_text(encoding="utf-8"))[1]
+    assert set(listed.split(", ")) <= targets
 
 
 def test_console_script_starts_the_command_line():
