@@ -65,8 +65,7 @@ class Build(build_ext):
         self.parallel = self.parallel or True
 
     def build_extensions(self):
-        if self.compiler.compiler_type == "msvc":
-            self.use_clang_cl()
+        link = self.use_clang_cl() if self.compiler.compiler_type == "msvc" else LDFLAGS
         known = [isa for isa in ISA if IS_X86_64 and self.accepts(isa)]
         macros = MACROS + [(f"FX_NO_{isa.upper()}", "1") for isa in ISA if isa not in known]
         kernels = {f"{KERNELS}{name}.cpp": [] for name in ("team", "isa_baseline")}
@@ -76,7 +75,7 @@ class Build(build_ext):
         for ext in self.extensions:
             ext.define_macros = macros
             ext.extra_compile_args = self.spelled(CFLAGS)
-            ext.extra_link_args = [] if self.compiler.compiler_type == "msvc" else LDFLAGS
+            ext.extra_link_args = link
             ext.depends = [*ext.depends, record]
         core = next(ext for ext in self.extensions if ext.name == "fastxent._core")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -85,12 +84,20 @@ class Build(build_ext):
         super().build_extensions()
 
     def use_clang_cl(self):
-        """Compile with LLVM on Windows: cl.exe has no vector extensions."""
+        """Compile with LLVM on Windows, since cl.exe has no vector extensions; what its linker then needs.
+
+        That is the library behind `__builtin_cpu_supports`, which stands beside the compiler.
+        """
         clang_cl = shutil.which("clang-cl")
         if clang_cl is None:
             raise PlatformError("fastxent needs the vector extensions of GCC or Clang: put clang-cl on PATH")
         self.compiler.initialize()
         self.compiler.cc = clang_cl
+        library = "lib/clang/*/lib/windows/clang_rt.builtins-x86_64.lib"
+        found = sorted(Path(clang_cl).resolve().parents[1].glob(library)) if IS_X86_64 else []
+        if IS_X86_64 and not found:
+            raise PlatformError(f"fastxent needs LLVM's {library} beside {clang_cl}")
+        return [str(path) for path in found[-1:]]
 
     def spelled(self, flags):
         """The flags as this compiler wants them: clang-cl passes GCC's on behind `/clang:`."""
