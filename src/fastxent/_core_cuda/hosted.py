@@ -55,7 +55,7 @@ def softmax_rows(
     a=0.0,
     b=0.0,
 ):
-    """Softmax losses of every row and their gradient: `_core_np.softmax_rows` on the device.
+    """Softmax losses of every row and their gradient: `_core_numpy.softmax_rows` on the device.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def softmax_rows(
 
 
 def target_totals(targets, sample_weight, class_weight, n_classes, ignore_index, num_threads):
-    """The denominators of the reductions, and the target check: `_core_np.target_totals` on the device.
+    """The denominators of the reductions, and the target check: `_core_numpy.target_totals` on the device.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def sigmoid_elements(
     b=0.0,
     c=0.0,
 ):
-    """Elementwise losses on logits and their gradient: `_core_np.sigmoid_elements` on the device.
+    """Elementwise losses on logits and their gradient: `_core_numpy.sigmoid_elements` on the device.
 
     Returns
     -------
