@@ -50,7 +50,7 @@ def test_in_the_emulator(file, selection):
         [*command, "--benchmark-disable", "-m", selection, str(TESTS / file)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         cwd=TESTS.parent,
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
         check=False,

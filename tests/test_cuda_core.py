@@ -20,6 +20,7 @@ slow = pytest.mark.slow
 EXACT = 1e-13
 # What is computed in float64 and rounded once.
 STORED = {**TOLERANCE, "float32": 1e-7, "float64": EXACT}
+SLOWER = ("float16", "bfloat16", "float64")
 FAMILIES = [
     ("cross_entropy", 0.0, 0.0),
     ("focal", 2.0, 0.0),
@@ -147,7 +148,7 @@ def test_curvature_at_the_limits(core, name, member):
 ELEMENTS = [("cross_entropy", 0.0, 0.0, 0.0), ("focal", 2.0, 0.25, 0.75), ("asymmetric", 1.0, 4.0, 0.05)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=slow), "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", *(pytest.param(t, marks=slow) for t in SLOWER)])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("member", ELEMENTS, ids=[m[0] for m in ELEMENTS])
 def test_curvature_of_elements(core, dtype, weighted, member):
@@ -163,7 +164,7 @@ def test_curvature_of_elements(core, dtype, weighted, member):
     agree(found, 0, tolerance(dtype), tolerance(dtype))
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=slow), "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", *(pytest.param(t, marks=slow) for t in SLOWER)])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 def test_probabilities(core, dtype, weighted):
     """Loss, gradient and Hessian of probabilities, the ends of [0, 1] included; what lies outside is found."""
@@ -253,7 +254,7 @@ def test_shards(core, dtype, k):
 # Regions --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=slow), "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", *(pytest.param(t, marks=slow) for t in SLOWER)])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("soft", [False, True], ids=["products", "soft labels"])
 def test_regions(core, dtype, activation, soft):
@@ -378,7 +379,7 @@ def test_divergences_of_nothing_and_of_bad_teachers(core):
 @pytest.mark.parametrize(
     ("dtype", "shape"), [("float32", (3, 13, 1)), ("float64", (2, 5, 2)), ("bfloat16", (2, 40, 1))]
 )
-@pytest.mark.parametrize("many", [1, 2, 3])
+@pytest.mark.parametrize("many", [pytest.param(1, marks=slow), pytest.param(2, marks=slow), 3])
 def test_solve(core, dtype, shape, many):
     """Sums of softmax losses and divergences in one group or two, little damping, rows that count nothing."""
     z, y, v, w, bias = softmax_problem(dtype, shape)

@@ -408,14 +408,14 @@ def sigmoid_rows(torch, quick, errors):
 
 
 def general_calls(torch, n, k, dtype):
-    """Calls of what the general kernels do: name -> (on an array of reals of this dtype, bytes a perfect one moves)."""
+    """Logits, and what the general kernels do with them in any dtype, by name."""
     import fastxent as fx
 
     generator = torch.Generator(DEVICE).manual_seed(0)
     make = functools.partial(torch.randn, n, k, device=DEVICE, generator=generator)
-    z, x = (make().to(getattr(torch, dtype)) for _ in range(2))
+    z, x = (make().to(getattr(torch, dtype)) for _ in range(2))  # every operand is rounded to the dtype once
     y = torch.randint(0, k, (n,), device=DEVICE, generator=generator)
-    soft = torch.rand(n, k, device=DEVICE, generator=generator)
+    soft, p = (torch.rand(n, k, device=DEVICE, generator=generator).to(z.dtype) for _ in range(2))
     focal, options = fx.FocalLoss(), {"check": False}
     calls = {
         "grad_hess": lambda z: fx.SoftmaxCrossEntropy().grad_hess(z, y, **options),
@@ -425,7 +425,7 @@ def general_calls(torch, n, k, dtype):
         "distillation": lambda z: fx.DistillationLoss().loss_grad(z, (y, x.to(z.dtype)), **options),
         "binary hess": lambda z: fx.BinaryFocalLoss().grad_hess(z, soft.to(z.dtype), **options),
         "probabilities": lambda z: fx.binary_cross_entropy_with_grad(
-            z.sigmoid(), soft.to(z.dtype), **options
+            p.to(z.dtype), soft.to(z.dtype), **options
         ),
     }
     return z, calls
