@@ -179,6 +179,22 @@ def test_ignored_rows(backend, dtype, ignore):
     assert_array_equal(grad[live], rest[1])
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("n_classes", [1, 2, 5, 40, 200, 2000])
+def test_log_sum_exp_of_rows_that_do_not_count(backend, dtype, n_classes, order):
+    """It is a number of the logits alone: for an ignored row, or one of weight 0, it is that of any other row."""
+    z = normal((6, n_classes), dtype)
+    z[[1, 3, 5], -1] = [np.inf, np.nan, np.inf]
+    z, y = np.asarray(z, order=order), np.zeros(6, int)
+    losses, lse = fx.softmax_cross_entropy_forward(z, y, reduction="none", backend=backend)
+    v = np.array([1, 0, 0, 0, 0, 1])
+    for options in (dict(sample_weight=v), dict(ignore_index=0)):
+        none, same = fx.softmax_cross_entropy_forward(z, y, reduction="none", backend=backend, **options)
+        assert_array_equal(same, lse)
+        assert_array_equal(none, np.where(v == 0, 0, losses) if "sample_weight" in options else np.zeros(6))
+    assert_array_equal(lse[[1, 3, 5]], [np.inf, np.nan, np.inf])
+
+
 @pytest.mark.parametrize("kind", ["label", "soft"])
 def test_rows_of_weight_zero(backend, dtype, kind):
     """What ignore_index is to labels, weight 0 is to soft targets: the row is gone, NaN or not."""

@@ -59,7 +59,6 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
             skip |= (uint64_t)1 << r;
             T* const to = a->grad.data ? e[r] : (T*)0;
             limit_loss[r] = limit_row<T>(a, target, i0 + r, MODE >= SOFT ? -1 : y[at + r], weight[r], to, (T*)0, 1, limit_lse + r);
-            if (weight[r] == 0) { limit_loss[r] = 0; if (to) for (ptrdiff_t k = 0; k < K; k++) to[k] = 0; }
             if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!(goal[r][k] >= 0) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
           }
       for (ptrdiff_t r = 0; r < N; r++) {

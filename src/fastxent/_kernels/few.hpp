@@ -150,7 +150,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       }
     if (__builtin_expect(any_of(~unlimited), 0)) {
       for (ptrdiff_t r = 0; r < nb; r++)
-        if (weight[r] != 0 && !(LSE[r] > -inf && LSE[r] < inf))
+        if (!(LSE[r] > -inf && LSE[r] < inf))
           L[r] = limit_row<T>(a, target, i0 + r, MODE == SOFT ? -1 : y[r], weight[r], gradient ? g + r * K : 0, (T*)0, 1, LSE + r);
       sum = Wide<T>();
       for (ptrdiff_t r = 0; r < lanes; r += N) sum.add(*(const V*)(L + r));

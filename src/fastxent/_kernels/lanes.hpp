@@ -172,7 +172,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
     if (__builtin_expect(any_of(~unlimited), 0))
       for (ptrdiff_t r = 0; r < nb; r++) {
         const T u = LSE[r];
-        if (weight[r] != 0 && !(u > -inf && u < inf))
+        if (!(u > -inf && u < inf))
           L[r] = limit_row<T>(a, target, i0 + r, soft ? -1 : y[r], weight[r], a->grad.data ? t + r : 0, a->hess.data ? hs + r : 0, B, LSE + r);
       }
     if (a->grad.data) {

@@ -134,7 +134,7 @@ template <class T, bool LABELS> FX_INLINE Closed<T> close_rows(
 }
 
 // The rows of the limits, whose maximum is not finite: one +inf takes all the probability, any other such row is NaN.
-// Fills g[k * step], h[k * step] where not null; returns the loss (weight included).
+// Fills g[k * step], h[k * step] where not null; returns the loss (weight included).  Of a row of weight 0 only lse is left.
 template <class T> __attribute__((noinline, cold)) static T limit_row(
     const SoftmaxRows* a, const Target<T>& target, ptrdiff_t i, int64_t y, T weight, T* g, T* h, ptrdiff_t step, T* lse) {
   const ptrdiff_t K = a->classes, inner = a->inner; const T inf = T(__builtin_inf()), inverse = T(1 / a->temperature);
@@ -144,10 +144,11 @@ template <class T> __attribute__((noinline, cold)) static T limit_row(
     T u = number_at<T>(a->storage, zp + k * a->logits.cls) * inverse; if (bias) u += bias[k];
     nan |= u != u; if (u == inf) { at = k; count++; }
   }
-  if (nan || count != 1) {
-    const T q = T(__builtin_nan(""));
+  *lse = nan || count != 1 ? T(__builtin_nan("")) : inf;
+  if (*lse != inf || weight == 0) {
+    const T q = weight == 0 ? T(0) : *lse;
     for (ptrdiff_t k = 0; k < K; k++) { if (g) g[k * step] = q; if (h) h[k * step] = q; }
-    *lse = q; return q;
+    return q;
   }
   const Member zero = family_of(a, 0., 1., __builtin_inf());                  // every other class has probability 0
   T others = 0; double loss = 0;
@@ -159,7 +160,6 @@ template <class T> __attribute__((noinline, cold)) static T limit_row(
     if (h) h[k * step] = k == at ? 2 * target.zeta * weight * target.hess_scale : T(0);
   }
   if (g) g[at * step] = (target.zeta > 0 ? inf : others) * weight * target.grad_scale;
-  *lse = inf;
   return target.zeta > 0 ? inf * weight : T(loss) * weight;
 }
 

@@ -139,7 +139,6 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
       for (int i = 0; i < N; i++) m = m0[i] > m ? m0[i] : m;
       if (__builtin_expect(!(m > -inf && m < inf), 0)) {               // `extra` carries the whole loss of such a row
         extra[r] = limit_row<T>(a, target, i0 + r, MODE >= SOFT ? -1 : label, weight[r], gp ? e : 0, h, 1, high + r);
-        if (weight[r] == 0) { extra[r] = 0; if (gp) for (ptrdiff_t k = 0; k < K; k++) e[k] = 0; if (h) for (ptrdiff_t k = 0; k < K; k++) h[k] = 0; }
         if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!(goal[k] >= 0) && out->bad < 0) out->bad = i0 + r;
         weight[r] = 0;
       } else {
