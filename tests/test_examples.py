@@ -101,6 +101,12 @@ def check_class_imbalance(v):
     assert plain < focal < balanced
 
 
+def check_boosting_imbalanced(v):
+    assert len(v["results"]) == 15
+    assert all(0 < score <= 1 for scores in v["results"].values() for score in scores)
+    assert {len(scores) for scores in v["results"].values()} == {2}
+
+
 def check_label_noise(v):
     assert min(curve[-1] for curve in v["curves"].values()) > 0.5
 
