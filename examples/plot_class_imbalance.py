@@ -3,7 +3,8 @@ One in a hundred: class weights and focal loss
 ==============================================
 
 Nines hidden among fours, one for every hundred. Plain cross-entropy finds half of the nines and calls itself
-99 % right. Class weights find 70 % of them, and so does a loss that looks at the hard images.
+99 % right. Class weights find 70 % of them, and so does focal loss that weighs the classes too (alpha). Both pay with
+false alarms, which are printed beside.
 """
 
 import warnings

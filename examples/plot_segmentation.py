@@ -3,7 +3,8 @@ Which pixels are ink? Per-pixel cross-entropy and Dice loss
 ===========================================================
 
 Digits under noise; each pixel is ink or paper. The logits have the layout of images, (N, C, H, W), and the class axis
-is 1: the losses take it where it is, without a copy. Adding Dice loss raises the Dice score from 0.752 to 0.762.
+is 1: the losses take it where it is, without a copy. Adding Dice loss raises the Dice
+score a little, from 0.752 to 0.762.
 """
 
 import matplotlib.pyplot as plt
