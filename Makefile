@@ -1,6 +1,7 @@
 # Everything happens in .venv, nothing outside this folder.
 #   make demo ARGS="--data table.csv --target species"     passes arguments on
 #   make bench ARGS="-k softmax"
+#   make bench-compare BASE=main                           which kernels became slower since then
 #   make docs FASTXENT_EXAMPLES=small                      runs the gallery's examples; without it they are shown alone
 #   make test JOBS=8                                       on so many processes (2 by default)
 #   make test PY=python3.12                                chooses the interpreter of a new .venv
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test test-all versions sanitized asan fuzz valgrind tsan soak numbers bench docs examples lint wheel wheel-test clean
+.PHONY: demo test test-all versions sanitized asan fuzz valgrind tsan soak numbers bench bench-compare docs examples lint wheel wheel-test clean
 
 demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
@@ -84,6 +85,11 @@ bench: .venv/bench
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-json=bench-out/benchmark.json $(ARGS)
 	$(BIN)/python benchmarks/report.py bench-out/benchmark.json > bench-out/report.md
 	cat bench-out/report.md
+
+# The kernels of the working tree against those of another revision, built in build/compare: ARGS="-k softmax" some of them.
+bench-compare: .venv/built
+	@test -n "$(BASE)" || { echo "make bench-compare BASE=main"; exit 2; }
+	$(BIN)/python benchmarks/compare.py $(BASE) $(ARGS)
 
 # In a copy, since Sphinx writes beside its sources. Warnings are errors.
 docs: .venv/docs

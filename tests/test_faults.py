@@ -1,4 +1,4 @@
-"""Faults from outside: no memory, a full disk, a killed process, Ctrl-C, and threads and processes without end."""
+"""Faults from outside: no memory, no more threads, a full disk, a killed process, Ctrl-C."""
 
 from __future__ import annotations
 
