@@ -117,7 +117,7 @@ wheel-test: .venv/release
 	JOBS=$(JOBS) .ci/wheel-test $(BIN)
 
 clean:
-	rm -rf .venv build dist bench-out demo-out examples-out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .nox build dist wheelhouse bench-out demo-out examples-out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf src/*.egg-info src/fastxent/*.so
 	find src tests fuzz benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
