@@ -124,11 +124,11 @@ def test_metadata_is_that_of_pyproject():
 def test_tests_of_the_sources_are_known():
     """Without the sources, beside a wheel, conftest.py leaves out what reads them, and nothing else."""
     conftest = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
-    (names,) = re.findall(r"^ABOUT_SOURCES = \((.*)\)$", conftest, re.M)
+    (names,) = re.findall(r'^SOURCES = "(.*)"$', conftest, re.M)
     reading = [
         path for path in ROOT.glob("tests/test_*.py") if "parents[1]" in path.read_text(encoding="utf-8")
     ]
-    assert {f"test_{name}.py" for name in re.findall(r'"(\w+)"', names)} == {path.name for path in reading}
+    assert {f"test_{name}.py" for name in names.split()} == {path.name for path in reading}
 
 
 def test_workflows_pin_actions_and_call_make():

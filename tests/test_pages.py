@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import warnings
 from pathlib import Path
@@ -60,3 +61,28 @@ def test_page(page, tmp_path, monkeypatch):
                 missing.add(error.name)  # made by a block that could not run
     if not ran:
         pytest.skip(f"not installed: {', '.join(sorted(missing))}")
+
+
+def test_model_of_scaling():
+    """Its formula gives its column from its parameters, and that is as close to what was measured as it says."""
+    pytest.importorskip("dask", reason="the script needs Dask")
+    page, script = PAGES / "scaling.md", PAGES.parent / "benchmarks" / "scaling.py"
+    spec = importlib.util.spec_from_file_location("scaling", script)
+    scaling = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scaling)
+    text = page.read_text(encoding="utf-8")
+    features, classes = map(int, re.search(r"(\d+) features, (\d+) classes, float64", text).groups())
+    number = r"(-?[\d.]+)"
+    work = {int(w): 1e-9 * float(c) for c, w in re.findall(rf"c = {number} ns with (\d) working", text)}
+    a, b, bandwidth = re.search(rf"a = {number} ms, b = {number} ms, B = {number} MB/s", text).groups()
+    costs = scaling.Costs(work, 1e-3 * float(a), 1e-3 * float(b), 1e6 * float(bandwidth))
+    share, least = re.search(r"within (\d+) % or (\d+) ms", text).groups()
+    table = re.findall(rf"\| (\d) \| ([\d ]+) \| {number} \| {number} \| {number} \| {number} \|", text)
+    assert len(table) >= 6
+    for workers, rows, measured, expected, computed, rest in table:
+        workers, rows = int(workers), int(rows.replace(" ", ""))
+        measured, expected, computed, rest = map(float, (measured, expected, computed, rest))
+        seconds = scaling.model(costs, rows, features, classes, workers)
+        assert 1e3 * seconds == pytest.approx(expected, abs=0.1)
+        assert measured == pytest.approx(expected, rel=float(share) / 100, abs=float(least))
+        assert rest == pytest.approx(measured - computed, abs=0.11)
