@@ -1,4 +1,4 @@
-"""The package as users get it: its wheel, in new environments, with each version that pyproject.toml claims.
+"""The package as users get it: its wheel, in new environments, on the versions that pyproject.toml claims and the next.
 
 `make versions` runs all sessions whose interpreter is there, `make versions ARGS="-l"` lists them, and
 `make versions ARGS="-k oldest"` chooses. The tests run in a copy of their own, away from the sources, without a
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent
 WHEELS = ROOT / "build" / "wheels"
 COPIED = ("tests", "pyproject.toml", "README.md")
 PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
+PYTHONS += ["3.14", "3.14t"]  # not claimed before they have passed
 VERSIONS = [(python, choice) for python in PYTHONS for choice in ("oldest", "newest")]
 VERSIONS.remove(("3.14t", "oldest"))  # free threading moves with the newest versions
 VERSIONS += [(PYTHONS[0], f"scikit-learn=={minor}.*") for minor in ("1.6", "1.7", "1.8", "1.9")]

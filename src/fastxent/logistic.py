@@ -648,6 +648,8 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         if given["penalty"] == "deprecated" and peer.penalty != "deprecated":  # scikit-learn < 1.8
             ratio = self.l1_ratio or 0.0
             given["penalty"] = {0.0: "l2", 1.0: "l1"}.get(ratio, "elasticnet")
+            if given["penalty"] != "elasticnet":
+                given["l1_ratio"] = None  # it warns of any other
             if np.inf == self.C:
                 given |= {"penalty": None, "C": 1.0}
         peer.set_params(**given)
