@@ -365,6 +365,11 @@ def test_a_shape_that_is_none(shape, capsys):
     assert "argument --shapes: expected" in capsys.readouterr().err
 
 
+def test_a_shape_beyond_the_memory_is_said(tmp_path, capsys):
+    assert cli.main(["bench", "--quick", "--shapes", "99999999x99999999", "--out", str(tmp_path)]) == 1
+    assert re.search(r"no case was timed: the first needs \d+\.\d GiB of memory", capsys.readouterr().err)
+
+
 def test_a_folder_that_cannot_be_is_said_before_anything_is_timed(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(_bench, "run_suite", None)

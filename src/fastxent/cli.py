@@ -793,6 +793,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     if document["interrupted"]:
         print("fastxent bench: interrupted; the page holds what was measured", file=sys.stderr)
         return 130
+    if len(document["skipped"]) == len(todo):
+        print(
+            f"fastxent bench: no case was timed: the first {document['skipped'][0]['reason']}",
+            file=sys.stderr,
+        )
+        return 1
     return 1 if any(entry["library"].startswith("fastxent") for entry in document["failed"]) else 0
 
 
