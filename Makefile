@@ -3,6 +3,7 @@
 #   make bench ARGS="-k softmax"
 #   make bench-compare BASE=main                           which kernels became slower since then
 #   make docs FASTXENT_EXAMPLES=small                      runs the gallery's examples; without it they are shown alone
+#   make test-all ARGS=--rest                              without what `make test` has just passed
 #   make test JOBS=8                                       on so many processes (2 by default)
 #   make test PY=python3.12                                chooses the interpreter of a new .venv
 PY ?= python3
@@ -29,7 +30,7 @@ test: .venv/built
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --benchmark-disable -m "not slow"
 
 test-all: .venv/all
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --benchmark-disable
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --benchmark-disable $(ARGS)
 
 # Wheels in new environments, for the interpreters of this machine, with the oldest and the newest dependencies: noxfile.py.
 versions: .venv/versions

@@ -27,15 +27,46 @@ collect_ignore = []
 if not Path(__file__).resolve().parents[1].joinpath("src").is_dir():
     collect_ignore += [f"test_{name}.py" for name in SOURCES.split()]
 
+PASSED = "fastxent/passed"  # in pytest's cache
 COMPILED = importlib.util.find_spec("fastxent._core") is not None
 needs_extension = pytest.mark.skipif(not COMPILED, reason="the extension fastxent._core is not built")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--rest", action="store_true", help="leave out what passed in the last run without this option"
+    )
+
+
+def pytest_configure(config):
+    if config.pluginmanager.has_plugin("cacheprovider") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Passed(config))
+
+
+class Passed:
+    """Keep the names of the tests that pass, for ``--rest``: `.ci/run` has just run them in the same tree."""
+
+    def __init__(self, config):
+        self.cache, self.rest, self.names = config.cache, config.getoption("--rest"), []
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            self.names.append(report.nodeid)
+
+    def pytest_sessionfinish(self):
+        if not self.rest:
+            self.cache.set(PASSED, self.names)
+
+
+def pytest_collection_modifyitems(config, items):
     """Skip ``compiled`` tests where the extension is missing; test_architecture.py then fails and says so."""
     for item in items:
         if "compiled" in item.keywords:
             item.add_marker(needs_extension)
+    if config.getoption("--rest"):
+        passed = set(config.cache.get(PASSED, []))
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+        items[:] = [item for item in items if item.nodeid not in passed]
 
 
 @pytest.fixture(scope="session", params=["numpy", pytest.param("cpu", marks=pytest.mark.compiled)])
