@@ -19,7 +19,7 @@ plt.style.use("tableau-colorblind10")
 # The same interface for both. The network's learning rate falls along a cosine to zero in its 20 epochs.
 X, y, X_test, y_test = mnist()
 logistic = fx.LogisticRegression(max_iter=1000).fit(X, y)
-epochs = 2 if SMALL else 20
+epochs = 6 if SMALL else 20
 network = fx.MLPClassifier(
     (256,),
     batch_size=128,

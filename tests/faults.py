@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 import zlib
@@ -284,4 +285,16 @@ def interrupt():
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    {"starve": starve, "interrupt": interrupt}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "interrupt":
+        interrupt()
+    else:
+        # The main thread's stack grows as it is used, and where no memory is left for that the system ends the
+        # process; a thread's stack is there from the beginning.
+        failed = []
+        threading.excepthook = lambda args: failed.append(args.exc_value)
+        threading.stack_size(64 * MEGABYTE)
+        worker = threading.Thread(target=starve, args=sys.argv[2:])
+        worker.start()
+        worker.join()
+        if failed:
+            raise failed[0]

