@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 
@@ -175,3 +177,32 @@ def test_ctrl_c_everywhere():
     assert len(lines) >= 20
     fits = [line for line in lines if line.startswith(("LogisticRegression(", "MLPClassifier("))]
     assert sum("a partial model" in line for line in fits) >= len(fits) - 2, "\n".join(lines)
+
+
+def work(seed):
+    """A kernel on two threads and a fit, in whichever process; and how many threads that process has then."""
+    rng = np.random.default_rng(seed)
+    z, y = rng.normal(size=(3000, 1000)), rng.integers(0, 10, 3000)
+    loss = fx.softmax_cross_entropy(z, y, num_threads=2)
+    model = fx.LogisticRegression(max_iter=3, tol=10.0).fit(z[:200, :5], y[:200])
+    return loss, model.coef_.tolist(), len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # that is what is tried
+@pytest.mark.parametrize("pool", ["fork", "spawn", "loky", "multiprocessing", "threading"])
+def test_in_pools(pool):
+    """No hang after the parent has had its threads; the parent's results; no thread beyond one process's teams."""
+    expected = [work(seed)[:2] for seed in range(3)]
+    if pool in ("fork", "spawn"):
+        with multiprocessing.get_context(pool).Pool(2) as processes:
+            found = processes.map_async(work, range(3)).get(timeout=240)
+    else:
+        found = joblib.Parallel(2, backend=pool, timeout=240)(joblib.delayed(work)(seed) for seed in range(3))
+    assert [answer[:2] for answer in found] == expected
+    team = (
+        len(os.sched_getaffinity(0)) + 1
+    )  # of the kernels, of BLAS, of OpenMP in scikit-learn; joblib's own three
+    own = threading.active_count() if pool == "threading" else 1
+    assert max(threads for *_, threads in found) <= own + 3 * team + 3
