@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent import _backend, _core_numpy, _device
+from fastxent.losses._binary import focal_upper
 
 # What the package may use of CuPy. CuPy 14 has them all, with these arguments.
 FUNCTIONS = """abs add arange argmax ascontiguousarray broadcast_to concatenate copyto divide dot einsum empty
@@ -272,7 +273,7 @@ def sigmoid(
     loss_out, grad_out, bad_out, family="cross_entropy", a=0.0, b=0.0, c=0.0,
     hess_out=None, policy=EXACT,
 ):  # fmt: skip
-    """`launch.sigmoid`; of the policies all but the bound."""
+    """`launch.sigmoid`."""
     z, y = _memory(logits), _memory(targets)
     real = np.float64 if z.dtype == np.float64 else np.float32
     loss = None if loss_out is None else _memory(loss_out).reshape(z.shape)
@@ -282,10 +283,11 @@ def sigmoid(
         loss, _memory(grad_out), hess, 1, family, a, b, c,
     )  # fmt: skip
     if hess is not None:
-        if policy.upper and family != "cross_entropy":
-            raise NotImplementedError("the twin has no bound of a focal loss")
         weight = 1.0 if sample_weight is None else _memory(sample_weight)
-        _put_under(hess, policy._replace(floor=0.0) if policy.upper else policy, weight * scale)
+        if policy.upper and family == "focal":
+            hess[...] = scale * focal_upper(z.astype(np.float64), y.astype(np.float64), weight, a, b, c)
+        else:
+            _put_under(hess, policy._replace(floor=0.0) if policy.upper else policy, weight * scale)
     _flag(bad_out, bad, z.size)
     return _sum(context, total)
 

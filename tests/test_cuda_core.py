@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 import pytest
-from test_cuda_kernels import DTYPES, SIMULATED, TOLERANCE, Emulator, Gpu, close
+from test_cuda_kernels import DTYPES, SIMULATED, TOLERANCE, Emulator, Gpu, assert_close
 
 from fastxent import _core_numpy
 
@@ -58,11 +58,17 @@ def both(core, name, head, outs, tail, *, real=False):
     return found
 
 
-def agree(found, *tolerances):
+def assert_agree(found, *tolerances):
     (_, ours), (_, theirs) = found
     for a, b, tolerance in zip(ours, theirs, tolerances, strict=True):
         if a is not None:
-            close(a, b.astype(a.dtype).astype(np.float64), tolerance)  # float16 has no small numbers
+            assert_close(a, b.astype(a.dtype).astype(np.float64), tolerance)  # float16 has no small numbers
+
+
+def whole(found):
+    """The whole numbers that the CUDA function and the specification return: first bad row, rows counted."""
+    both_results = [result if isinstance(result, tuple) else (result,) for result, _ in found]
+    return tuple([value for value in result if isinstance(value, int)] for result in both_results)
 
 
 def softmax_problem(dtype, shape=(4, 11, 1), soft=False, seed=0, scale=3.0):
@@ -99,9 +105,17 @@ def test_curvature(core, dtype, shape, soft):
     head = (z, y, v, w, bias, 0.1, soft, -100, 1e-2, 1.7, 0.5)
     exact = tolerance(dtype)
     found = both(core, "softmax_rows", head, (None, None, z, z), family)
-    agree(found, 0, 0, exact, exact)
-    agree(both(core, "softmax_hvp", (*head, x), (z,), family), exact)
-    agree(both(core, "softmax_upper", head, (z,), family), STORED[dtype])
+    assert_agree(found, 0, 0, exact, exact)
+    ours, theirs = whole(found)
+    assert ours == theirs
+    assert len(ours) == 2
+    for name, arguments, limit in (
+        ("softmax_hvp", (*head, x), exact),
+        ("softmax_upper", head, STORED[dtype]),
+    ):
+        found = both(core, name, arguments, (z,), family)
+        assert_agree(found, limit)
+        assert whole(found) == ([-1], [-1])
 
 
 @pytest.mark.parametrize("member", FAMILIES, ids=[m[0] for m in FAMILIES])
@@ -115,7 +129,7 @@ def test_curvature_of_the_families(core, member, name):
     x = np.random.default_rng(3).standard_normal(z.shape).astype(np.float32)
     extra = {"softmax_rows": (None, None, None), "softmax_hvp": (), "softmax_upper": ()}[name]
     found = both(core, name, (*head, x) if name == "softmax_hvp" else head, (*extra, z), member)
-    agree(found, *map(lambda _: 0, extra), 4e-6)
+    assert_agree(found, *map(lambda _: 0, extra), 4e-6)
     bad = [r[0][1] if isinstance(r[0], tuple) else r[0] for r in found]
     assert bad[0] == bad[1] >= 1
     if name == "softmax_rows":
@@ -142,7 +156,11 @@ def test_curvature_at_the_limits(core, name, member):
     x = np.ones_like(z)
     outs = (None, None, None, z) if name == "softmax_rows" else (z,)
     found = both(core, name, (*head, x) if name == "softmax_hvp" else head, outs, member)
-    agree(found, *(0,) * (len(outs) - 1), 4e-6)
+    assert_agree(found, *(0,) * (len(outs) - 1), 4e-6)
+    ours, theirs = whole(found)
+    assert ours == theirs
+    assert np.isnan(found[0][1][-1][4]).all()  # a NaN stays in its row
+    assert np.isfinite(found[0][1][-1][7]).all()
 
 
 ELEMENTS = [("cross_entropy", 0.0, 0.0, 0.0), ("focal", 2.0, 0.25, 0.75), ("asymmetric", 1.0, 4.0, 0.05)]
@@ -161,7 +179,10 @@ def test_curvature_of_elements(core, dtype, weighted, member):
     positive = np.broadcast_to(positive.astype(real), z.shape)
     head = (z, y, *((weight, positive) if weighted else (None, None)), 0.1, 0.5)
     found = both(core, "sigmoid_elements", head, (None, z, z), member)
-    agree(found, 0, tolerance(dtype), tolerance(dtype))
+    assert_agree(found, 0, tolerance(dtype), tolerance(dtype))
+    ours, theirs = whole(found)
+    assert ours == theirs
+    assert not weighted or not found[0][1][2][1].any()  # elements that weigh nothing
 
 
 @pytest.mark.parametrize("dtype", ["float32", *(pytest.param(t, marks=slow) for t in SLOWER)])
@@ -182,7 +203,9 @@ def test_probabilities(core, dtype, weighted):
     for smoothing in (0.0, 0.1):
         head = (p, y, *((weight, positive) if weighted else (None, None)), smoothing, 0.5)
         found = both(core, "binary_elements", head, (y, p, p), ())
-        agree(found, tolerance("float64" if dtype == "float64" else "float32"), *(tolerance(dtype),) * 2)
+        assert_agree(
+            found, tolerance("float64" if dtype == "float64" else "float32"), *(tolerance(dtype),) * 2
+        )
         assert found[0][0][1:] == (-1, -1)
         assert math.isinf(found[0][0][0])
     y[1, 3], p[2, 5], y[2, 7] = 1.5, -0.25, np.nan
@@ -238,7 +261,7 @@ def test_shards(core, dtype, k):
         module.partial_rows(change(z), y, 10, *state, 1)
         states.append(state)
     for ours, theirs in zip(*states, strict=True):
-        close(ours, theirs, EXACT)
+        assert_close(ours, theirs, EXACT)
     m, r, t, _ = states[1]
     r = np.where(np.isneginf(m), np.nan, r)
     pull, weight = 0.02 * rng.random(9), rng.random(9)
@@ -248,7 +271,8 @@ def test_shards(core, dtype, k):
         arguments = (y, 10, m, r, t, pull, weight, spread, share)
         core.partial_grad(z, *arguments, grads[0], 1)
         _core_numpy.partial_grad(wide(z), *arguments, grads[1], 1)
-        close(*grads, STORED[dtype])
+        assert_close(*grads, STORED[dtype])
+        assert not grads[0][6].any()  # a row that weighs nothing
 
 
 # Regions --------------------------------------------------------------------------------------------------------
@@ -274,10 +298,11 @@ def test_regions(core, dtype, activation, soft):
             z[1, 0, 2, 0] = 0.5
         head = (z, t, v, activation, soft)
         found = both(core, "region_sums", head, (np.empty((2, groups, 3)),), ())
-        agree(found, tolerance("float64" if dtype == "float64" else "float32"))
+        assert_agree(found, tolerance("float64" if dtype == "float64" else "float32"))
         slopes = rng.random((2, groups, 2))
         found = both(core, "region_grad", (*head, 0.3, 0.7, slopes), (z,), ())
-        agree(found, tolerance(dtype))
+        assert_agree(found, tolerance(dtype))
+        assert v is None or not found[0][1][0][1, 0, :, 0].any()
 
 
 def test_region_losses(core):
@@ -293,8 +318,8 @@ def test_region_losses(core):
     wrong = 0.3 * fp + 0.7 * fn
     whole = np.where(tp + wrong == 0, np.inf, tp + wrong)
     losses, slopes = (out.owner.copy_to_host() for out in outs)
-    close(losses.reshape(2, 3), wrong / whole, EXACT)
-    close(slopes.reshape(2, 3, 2), 0.5 * np.stack([tp, wrong], axis=2) / whole[:, :, None] ** 2, EXACT)
+    assert_close(losses.reshape(2, 3), wrong / whole, EXACT)
+    assert_close(slopes.reshape(2, 3, 2), 0.5 * np.stack([tp, wrong], axis=2) / whole[:, :, None] ** 2, EXACT)
 
 
 # Divergences ----------------------------------------------------------------------------------------------------
@@ -346,12 +371,12 @@ def test_divergences(core, dtype, kind, family):
         stored = STORED[dtype]
         row = np.empty(v.shape, v.dtype)
         found = both(core, "divergence_rows", head, (row, z, z), (family, 0.3))
-        agree(found, STORED["float64" if dtype == "float64" else "float32"], stored, stored)
+        assert_agree(found, STORED["float64" if dtype == "float64" else "float32"], stored, stored)
         assert found[0][0][1] == found[1][0][1] == -1
         assert found[0][0][0] == pytest.approx(found[1][0][0], rel=1e-6)
         x = np.random.default_rng(12).standard_normal(shape).astype(v.dtype)
-        agree(both(core, "divergence_hvp", (*head, x), (z,), (family, 0.3)), stored)
-        agree(both(core, "divergence_upper", head, (z,), (family, 0.3)), stored)
+        assert_agree(both(core, "divergence_hvp", (*head, x), (z,), (family, 0.3)), stored)
+        assert_agree(both(core, "divergence_upper", head, (z,), (family, 0.3)), stored)
 
 
 def test_divergences_of_nothing_and_of_bad_teachers(core):
@@ -359,16 +384,16 @@ def test_divergences_of_nothing_and_of_bad_teachers(core):
     z, _, v = teacher_problem("labels", "float32", (6, 9, 1))
     z[2, 3], z[3, 3], z[4, [1, 2]] = np.nan, np.inf, np.inf
     head = (z, None, False, v, None, 1.0, 1.0)
-    agree(both(core, "divergence_rows", head, (v, z, z), ("entropy",)), 1e-7, 1e-7, 1e-7)
+    assert_agree(both(core, "divergence_rows", head, (v, z, z), ("entropy",)), 1e-7, 1e-7, 1e-7)
     p = np.random.default_rng(13).random(z.shape).astype(np.float32)
     p[1, 4] = -1
     p[5] = 0
     for family in ("forward_kl", "reverse_kl", "jensen_shannon"):
         found = both(core, "divergence_rows", (z, p, False, None, None, 1.0, 1.0), (v, z, z), (family,))
-        agree(found, 1e-7, 1e-7, 1e-7)
+        assert_agree(found, 1e-7, 1e-7, 1e-7)
         assert found[0][0][1] == found[1][0][1] == 1
         found = both(core, "divergence_rows", (z, p, True, None, None, 2.0, 1.0), (v, z, z), (family,))
-        agree(found, 1e-7, 1e-7, 1e-7)
+        assert_agree(found, 1e-7, 1e-7, 1e-7)
     labels = np.array([0, 1, 9, 3, -1, 2])[:, None]
     assert core.divergence_hvp(z, labels, False, None, -1, 1.0, 1.0, z, z.copy(), 1, "entropy") == 2
 
@@ -394,4 +419,4 @@ def test_solve(core, dtype, shape, many):
     outs = [np.full(shape, np.nan, z.dtype), np.full(shape, np.nan)]
     core.softmax_solve(terms, damping, rhs, outs[0], 1)
     _core_numpy.softmax_solve(tuple(tuple(map(wide, term)) for term in terms), damping, rhs, outs[1], 1)
-    close(outs[0], outs[1], {**STORED, "float32": 3e-7, "float64": 1e-9}[dtype])
+    assert_close(outs[0], outs[1], {**STORED, "float32": 3e-7, "float64": 1e-9}[dtype])

@@ -268,3 +268,15 @@ def test_mistakes_of_the_network(special, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ImportError, match="needs CuPy"):
         fx.MLPClassifier(backend="cuda").fit(X, y)
+
+
+@pytest.mark.parametrize("hessian", ["exact", "upper", "abs", "clip"])
+def test_curvature_of_a_focal_loss(cupy, hessian):
+    """The stand-in has every policy of the elementwise launchers."""
+    rng = np.random.default_rng(0)
+    z, y = 4 * rng.standard_normal((5, 3)), rng.integers(0, 2, (5, 3)).astype(float)
+    loss = fx.BinaryFocalLoss(gamma=2.0, alpha=0.25)
+    expected = loss.grad_hess(z, y, hessian=hessian)
+    found = loss.grad_hess(cuda_twin.put(z), cuda_twin.put(y), hessian=hessian)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(get(ours), theirs, rtol=1e-12, atol=1e-16)

@@ -107,7 +107,7 @@ def regimes(machine, monkeypatch):
     return seen
 
 
-def close(actual, expected, tolerance):
+def assert_close(actual, expected, tolerance):
     actual = np.asarray(actual, np.float64)
     assert actual.shape == expected.shape
     assert np.array_equal(np.isnan(actual), np.isnan(expected)), (actual, expected)
@@ -188,11 +188,11 @@ def check(machine, z, y, dtype, **options):
     truth = reference.softmax(z.astype(np.float64), y, smoothing=smoothing, reduction="sum", **given)
     loss, lse, grad, total, _ = run(machine, z, y, dtype=dtype, **options)
     narrow = 2e-6 if dtype != "float64" else 4e-15
-    close(loss, truth.losses, narrow)
-    close(lse, truth.lse, narrow)
+    assert_close(loss, truth.losses, narrow)
+    assert_close(lse, truth.lse, narrow)
     assert math.isclose(total, truth.losses.sum(), rel_tol=narrow * 4)
     if options.get("grad", True):
-        close(grad, truth.grad, TOLERANCE[dtype])
+        assert_close(grad, truth.grad, TOLERANCE[dtype])
 
 
 # Every kernel -----------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_backward_from_lse(machine, sizes, regimes, dtype, in_place):
     z, y = problem(3, 523, dtype, seed=3)
     truth = reference.softmax(z.astype(np.float64), y, label_smoothing=0.1, reduction="sum")
     grad = run(machine, z, y, dtype=dtype, offset=3, saved=True, in_place=in_place, label_smoothing=0.1)[2]
-    close(grad, truth.grad, max(TOLERANCE[dtype], 3e-6))
+    assert_close(grad, truth.grad, max(TOLERANCE[dtype], 3e-6))
     assert regimes.count("split") == 1
 
 
@@ -276,8 +276,8 @@ def test_family(machine, sizes, shape, member):
     z64 = z.astype(np.float64)[:, :, None]
     _core_numpy.softmax_rows(z64, y[:, None], *arguments, loss, lse, grad, None, 1, *member)
     actual = run(machine, z, y, dtype="float32", family=member)
-    close(actual[0], loss[:, 0], 3e-6)
-    close(actual[2], grad[:, :, 0], 5e-6)
+    assert_close(actual[0], loss[:, 0], 3e-6)
+    assert_close(actual[2], grad[:, :, 0], 5e-6)
 
 
 # The careful kernel -----------------------------------------------------------------------------------------
@@ -310,8 +310,8 @@ def test_careful_family(machine, member):
     arguments = (None, None, None, 0.0, False, -100, 0.0, 1.0, 1.0)
     _core_numpy.softmax_rows(z[:, :, None], q[:, :, None], *arguments, loss, None, grad, None, 1, *member)
     actual = run(machine, z, q, dtype="float64", family=member)
-    close(actual[0], loss[:, 0], 1e-14)
-    close(actual[2], grad[:, :, 0], 1e-14)
+    assert_close(actual[0], loss[:, 0], 1e-14)
+    assert_close(actual[2], grad[:, :, 0], 1e-14)
 
 
 def test_classes_apart(machine, regimes):
@@ -326,8 +326,8 @@ def test_classes_apart(machine, regimes):
     machine.launch.softmax_launch(
         machine.context, machine.put(z), machine.put(y), *options, loss, None, grad, None
     )
-    close(machine.get(loss), truth.losses, 1e-6)
-    close(machine.get(grad).reshape(z.shape), truth.grad, 1e-6)
+    assert_close(machine.get(loss), truth.losses, 1e-6)
+    assert_close(machine.get(grad).reshape(z.shape), truth.grad, 1e-6)
     assert regimes == ["careful"]
 
 
@@ -352,8 +352,8 @@ def test_infinities_nan_and_dead_rows(machine, sizes, shape):
     z[8] = np.float32(-3.4e38)  # what stands for -inf in masks
     truth = reference.softmax(z.astype(np.float64), y, reduction="sum")
     loss, _, grad, _, _ = run(machine, z, y, dtype="float32")
-    close(loss, truth.losses, 2e-6)
-    close(grad, truth.grad, 2e-6)
+    assert_close(loss, truth.losses, 2e-6)
+    assert_close(grad, truth.grad, 2e-6)
 
 
 @pytest.mark.parametrize("shape", ["tile-odd", "8 lanes", "stream", "split"], ids=str)
@@ -446,9 +446,9 @@ def test_sigmoid(machine, dtype, targets, weighted, member):
         machine.context, logits, there, *weights, 0.1, 0.5, None, loss, machine.view(out, offset, shape, strides),
         None, *member,
     )  # fmt: skip
-    close(machine.get(loss).reshape(shape), loss64, 3e-6 if dtype != "float64" else 1e-14)
+    assert_close(machine.get(loss).reshape(shape), loss64, 3e-6 if dtype != "float64" else 1e-14)
     result = machine.get(out)
-    close(result[offset : offset + z.size].reshape(shape), grad64, max(TOLERANCE[dtype], 1e-14))
+    assert_close(result[offset : offset + z.size].reshape(shape), grad64, max(TOLERANCE[dtype], 1e-14))
     assert (result[:offset] == 7).all()
     assert (result[offset + z.size :] == 7).all()
     if np.isfinite(total):

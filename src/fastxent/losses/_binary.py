@@ -32,27 +32,32 @@ class MemberCall(ElementCall):
         return call
 
     def upper(self, hess):
-        """What dominates the Hessian of a focal element and is positive wherever there is a gradient.
-
-        h = G p q - PG q^2 with G = q^(gamma - 1) (gamma p S + q) > 0, S = -log p; the second term stays where it adds.
-        """
+        """What dominates the Hessian of a focal element and is positive wherever there is a gradient."""
         problem, (_, gamma, one, zero) = self.problem, self.extra
         denominator = self.denominator()
-        z = problem.values.astype(np.float64)
-        v = 1.0 if problem.sample_weight is None else problem.sample_weight.astype(np.float64)
-        y = problem.targets.astype(np.float64)
-        bound = np.zeros(z.shape)
-        for x, share in ((z, one * y), (-z, zero * (1 - y))):
-            e = np.exp(-np.abs(x))
-            p = np.where(x > 0, 1, e) / (1 + e)
-            q = np.where(x > 0, e, 1) / (1 + e)
-            pS = np.where(p == 0, 0, p * np.where(p == 0, 0, np.maximum(-x, 0) + np.log1p(e)))
-            slope = q**gamma * (gamma * p * pS + p * q)
-            bend = gamma * q**gamma * (2 * p * q - pS * (1 - gamma * p))
-            bound += share * (np.maximum(v, 0) * slope + np.maximum(v * bend, 0))
+        weight = 1.0 if problem.sample_weight is None else problem.sample_weight.astype(np.float64)
+        z, y = problem.values.astype(np.float64), problem.targets.astype(np.float64)
+        bound = focal_upper(z, y, weight, gamma, one, zero)
         bound *= self.unit / denominator if denominator else 0.0
         hess[...] = bound.reshape(problem.shape)
         return hess
+
+
+def focal_upper(z, y, weight, gamma, one, zero):
+    """Bound of weight times the second derivative of focal elements; `one` and `zero` weigh the two targets.
+
+    h = G p q - PG q^2 with G = q^(gamma - 1) (gamma p S + q) > 0, S = -log p; the second term stays where it adds.
+    """
+    bound = np.zeros(z.shape)
+    for x, share in ((z, one * y), (-z, zero * (1 - y))):
+        e = np.exp(-np.abs(x))
+        p = np.where(x > 0, 1, e) / (1 + e)
+        q = np.where(x > 0, e, 1) / (1 + e)
+        pS = np.where(p == 0, 0, p * np.where(p == 0, 0, np.maximum(-x, 0) + np.log1p(e)))
+        slope = q**gamma * (gamma * p * pS + p * q)
+        bend = gamma * q**gamma * (2 * p * q - pS * (1 - gamma * p))
+        bound += share * (np.maximum(weight, 0) * slope + np.maximum(weight * bend, 0))
+    return bound
 
 
 def member_call(member, z, y, sample_weight, reduction, backend, num_threads, check):
