@@ -1,13 +1,14 @@
-"""Calls that meet a fault: out of memory, Ctrl-C.  Run by test_faults.py in a process of its own.
+"""Calls that meet a fault: out of memory, Ctrl-C, pools of workers.  Run by test_faults.py in a process of its own.
 
 ``python tests/faults.py starve kernels`` (or ``estimators``) makes each call with too little memory, ``interrupt``
-sends each a SIGINT.  A line for each call says how it went; the first one that goes wrong ends the process with a
-traceback.
+sends each a SIGINT, and ``pool fork`` (or another kind) lets a pool's workers make some.  A line for each call says
+how it went, for a pool one line the number of threads; the first that goes wrong ends the process with a traceback.
 """
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ import time
 import warnings
 import zlib
 
+import joblib
 import numpy as np
 from scipy import sparse
 
@@ -283,10 +285,36 @@ def interrupt():
         print(f"{name}: {how} after {late:.3f} s", flush=True)
 
 
+# ---------------------------------------------------------------------------------------------------- pools of workers
+
+
+def work(seed):
+    """A kernel on two threads and a fit, in whichever process; and how many threads that process has then."""
+    rng = np.random.default_rng(seed)
+    z, y = rng.normal(size=(3000, 1000)), rng.integers(0, 10, 3000)
+    loss = fx.softmax_cross_entropy(z, y, num_threads=2)
+    model = fx.LogisticRegression(max_iter=3, tol=10.0).fit(z[:200, :5], y[:200])
+    return loss, model.coef_.tolist(), len(os.listdir("/proc/self/task"))
+
+
+def pooled(pool):
+    """Three pieces of work here and then by two workers of a pool: the same bits; the most threads of a process."""
+    expected = [work(seed)[:2] for seed in range(3)]
+    if pool in ("fork", "spawn"):
+        with multiprocessing.get_context(pool).Pool(2) as processes:
+            found = processes.map_async(work, range(3)).get(timeout=240)
+    else:
+        found = joblib.Parallel(2, backend=pool, timeout=240)(joblib.delayed(work)(seed) for seed in range(3))
+    assert [answer[:2] for answer in found] == expected
+    print(max(threads for *_, threads in found), threading.active_count() if pool == "threading" else 1)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     if sys.argv[1] == "interrupt":
         interrupt()
+    elif sys.argv[1] == "pool":
+        pooled(sys.argv[2])
     else:
         # The main thread's stack grows as it is used, and where no memory is left for that the system ends the
         # process; a thread's stack is there from the beginning.
