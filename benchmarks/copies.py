@@ -23,7 +23,8 @@ except ImportError:
     torch = None
 
 ROUNDS = 9
-PAUSE = 0.03  # seconds, in which the threads of the library before stop spinning beside the one that is timed
+# Seconds in which threads of the library before stop spinning beside the one that is timed; OpenBLAS's spin for 0.1.
+PAUSE = 0.15
 rng = np.random.default_rng(0)
 
 

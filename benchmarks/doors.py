@@ -9,11 +9,12 @@ what was there before, gradients included, each step in a process of its own.
 
 import argparse
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -111,9 +112,15 @@ def print_peak(which):
     torch.mm(
         torch.ones(64, 64), torch.ones(64, 64)
     )  # what the libraries of threads and of products need once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory("VmRSS")
     run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(max(memory("VmHWM") - before, 0))
+
+
+def memory(which):
+    """MiB of this process: now (VmRSS), or at most so far (VmHWM).  Linux's getrusage begins with the parent's peak."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(rf"{which}:\s*(\d+) kB", status).group(1)) / 1024
 
 
 def main():

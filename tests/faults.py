@@ -65,6 +65,7 @@ def kernels():
     teacher = rng.standard_normal(z.shape, np.float32)
     softmax, sigmoid = fx.SoftmaxCrossEntropy(label_smoothing=0.1), fx.SigmoidCrossEntropy()
     weights, inputs = rng.standard_normal((64, 500)), rng.standard_normal((10_000, 64))
+    large = rng.standard_normal((9, 8000))
     classes = rng.integers(0, 500, len(inputs))
     scattered = sparse.random_array((10_000, 64), density=0.1, rng=rng, format="csr")
     distribution = t / t.sum(1, keepdims=True)
@@ -84,6 +85,7 @@ def kernels():
         "binary_cross_entropy_with_grad": lambda: fx.binary_cross_entropy_with_grad(p, hot),
         "linear_cross_entropy": lambda: fx.linear_cross_entropy(inputs, weights, classes),
         "linear_cross_entropy_with_grad": lambda: fx.linear_cross_entropy_with_grad(inputs, weights, classes),
+        "… of a large layer": lambda: fx.linear_cross_entropy_with_grad(inputs[:, :9], large, classes),
         "… of a sparse matrix": lambda: fx.linear_cross_entropy_with_grad(
             scattered, weights, classes, need_dx=False
         ),
@@ -244,6 +246,7 @@ def endless():
         "binary_cross_entropy": lambda: fx.binary_cross_entropy(p, hot),
         "backend='numpy'": lambda: fx.softmax_cross_entropy_with_grad(z, y, backend="numpy"),
         "linear_cross_entropy_with_grad": lambda: fx.linear_cross_entropy_with_grad(X, head, y),
+        "… of a large layer": lambda: fx.linear_cross_entropy_with_grad(X, np.repeat(head, 9, axis=1), y),
         "FocalLoss.loss_grad": lambda: fx.FocalLoss().loss_grad(z, y),
         "SoftmaxCrossEntropy.solve": lambda: fx.SoftmaxCrossEntropy().solve(z, y, z, 0.5),
         "DiceLoss.loss_grad": lambda: fx.DiceLoss().loss_grad(z, hot),

@@ -454,9 +454,13 @@ def test_every_instruction_set_is_exact(isa):
     """The ulp and edge tests on every instruction set that this machine has, each in its own process."""
     tests = Path(__file__).parent
     files = [str(tests / f"test_{name}.py") for name in ("accuracy", "softmax", "sigmoid", "binary", "edges")]
-    files += [str(tests / f"test_{name}.py") for name in ("divergence", "binary_family", "family")]
+    files += [
+        str(tests / f"test_{name}.py") for name in ("divergence", "binary_family", "family", "large_layer")
+    ]
     # What happens before a kernel is called needs no second run.
-    select = "cpu and not (bad_arguments or bad_out or layouts or int_counts or four_gigabytes)"
+    select = (
+        "(cpu or large_layer) and not (bad_arguments or bad_out or layouts or int_counts or four_gigabytes)"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "-k", select, *files],
         capture_output=True,

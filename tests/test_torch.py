@@ -277,8 +277,11 @@ LINEAR = [((6,), (5, 6)), ((9, 6), (5, 6)), ((9, 6), (5, 3, 6)), ((4, 6), (5, 2,
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("shapes", LINEAR, ids=str)
-@pytest.mark.parametrize("blocks", ["one", "many"])
+@pytest.mark.parametrize("blocks", ["one", "many", pytest.param("large", marks=pytest.mark.compiled)])
 def test_linear(shapes, dtype, blocks, monkeypatch):
+    if blocks == "large":
+        monkeypatch.setattr(_linear, "LARGE_W", 1)
+        monkeypatch.setattr("fastxent.linear.LARGE_W", 1)
     if blocks == "many":
         monkeypatch.setattr(_linear, "BLOCK_ELEMENTS", 1)
         monkeypatch.setattr(_linear, "FEWEST_ROWS", 2)
@@ -301,8 +304,12 @@ def test_linear_of_all_ignored_rows():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_linear_in_half_precision(dtype):
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.compiled)])
+def test_linear_in_half_precision(dtype, large, monkeypatch):
     """Computed in float32: nearer to float64 than PyTorch's 16-bit products."""
+    if large:
+        monkeypatch.setattr(_linear, "LARGE_W", 1)
+        monkeypatch.setattr("fastxent.linear.LARGE_W", 1)
     exact = [
         torch.randn(40, 32).to(dtype).double(),
         torch.randn(50, 32).to(dtype).double(),
@@ -325,7 +332,11 @@ def test_linear_in_half_precision(dtype):
         assert grad.isfinite().all()
 
 
-def test_linear_gradients_only_where_needed():
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.compiled)])
+def test_linear_gradients_only_where_needed(large, monkeypatch):
+    if large:
+        monkeypatch.setattr(_linear, "LARGE_W", 1)
+        monkeypatch.setattr("fastxent.linear.LARGE_W", 1)
     input, head, target = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 3])
     for needs in itertools.product((False, True), repeat=2):
         tensors = [t.clone().requires_grad_(need) for t, need in zip((input, head), needs, strict=True)]

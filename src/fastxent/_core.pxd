@@ -117,6 +117,22 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         const void* bias
         void* Z
         double* sums
+    struct Panel:
+        Py_ssize_t rows
+        Py_ssize_t d
+        Py_ssize_t K
+        const void* X
+        Py_ssize_t row
+        Py_ssize_t col
+        void* panels
+        const void* W
+        Py_ssize_t row_W
+        Py_ssize_t col_W
+        const void* bias
+        void* Z
+        void* dW
+        int first
+        double* db
     struct Boost:
         Py_ssize_t classes
         Matrix margins
@@ -189,6 +205,10 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         NET_ROWS, NET_COLS, NET_GATHER, NET_PACK
     ctypedef void (*piece_fn)(const Network*, int, int, Py_ssize_t, char*, double*) noexcept nogil
     ctypedef void (*tall_fn)(const Tall*) noexcept nogil
+    ctypedef void (*panel_gather_fn)(const Panel*, Py_ssize_t, Py_ssize_t) noexcept nogil
+    ctypedef void (*panel_logits_fn)(const Panel*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
+    ctypedef void (*panel_grads_fn)(const Panel*, Py_ssize_t, Py_ssize_t, void*, int, char*) noexcept nogil
+    ctypedef void (*panel_sum_fn)(const Panel*, const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, void*) noexcept nogil
     ctypedef void (*boost_fn)(const Boost*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
     struct Table:
         const char* name
@@ -209,6 +229,11 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         tall_fn tall_logits[2]
         tall_fn tall_sums[2]
         boost_fn boost[2]
+        panel_gather_fn panel_gather[2]
+        panel_logits_fn panel_logits[2]
+        panel_grads_fn panel_grads[2]
+        panel_sum_fn panel_sum[2]
+        int panel_width[2]
         int lanes[2]
     Py_ssize_t rows_per_block(const SoftmaxRows*, Py_ssize_t)
     Py_ssize_t scratch_of(const SoftmaxRows*)
@@ -217,6 +242,7 @@ cdef extern from "table.hpp" namespace "fx" nogil:
     Py_ssize_t boost_scratch "fx::scratch_of"(const Boost*)
     Py_ssize_t tall_most(int lanes)
     Py_ssize_t tall_width(Py_ssize_t K, int lanes)
+    Py_ssize_t panel_scratch(Py_ssize_t rows, Py_ssize_t classes, int width, int item)
 
 cdef extern from "team.hpp" namespace "fx" nogil:
     ctypedef void (*block_fn)(void*, Py_ssize_t, int) noexcept nogil

@@ -6,6 +6,9 @@ alone; a segment is one thread's work, its sums are float64, and segments are ad
 for any number of threads. Threads stand outside, BLAS runs single-threaded inside.  Memory beyond X and the
 outputs: one logits block per thread and one partial dW per segment, 64 MB of them at most.
 
+A large W leaves no room for that: `LargeLayer` has one block at a time, which all threads share, with products
+that are not BLAS's, and dW grows in place.
+
 What the rows' losses are is a `Rows` object; the pass does not know.  Layers above see `LinearObjective` (a
 function of W and b, for solvers) and the public functions.
 """
@@ -21,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _backend, _checks, _device
+from . import _backend, _checks, _device, _memory
 from ._linear_on_device import linear_call
 from ._threads import ordered_map
 from .losses import Loss
@@ -38,10 +41,10 @@ _MAX_SEGMENTS = 16
 _PARTIAL_BYTES = 1 << 26  # all partial dW together
 _BLOCK_ROWS = 512  # 128 to 512 measured equal at 784 features, 10 classes; a block of X stays in the L2 cache
 _BLOCK_ELEMENTS = 1 << 20  # of a block's logits
-_LARGE_W = (
+LARGE_W = (
     1 << 16
-)  # elements of W from which BLAS's own threads do as well as threads over rows, with less memory
-_LARGE_BLOCK = 1 << 25  # of the logits of a block beside a large W
+)  # elements of W from which all threads at one block do as well as threads over rows, with less memory
+_LARGE_BLOCK = 1 << 25  # numbers of a block beside a large W
 _SERIAL_WORK = 1 << 22  # multiplications below which starting threads costs more than it brings
 
 
@@ -102,13 +105,17 @@ class SoftmaxRows:
 
     @property
     def fusable(self):
-        """Whether `fused` can stand for blocks of `loss` and `loss_grad`."""
+        """Whether `fused` and `in_panels` can stand for blocks of `loss` and `loss_grad`."""
         return _compiled(self.core)
 
     def fused(self, X, W, b, *plan):
         """The whole pass over dense X in compiled code; `plan` are `_dense.linear_pass`'s last arguments."""
         given = (X, W, b, False, self.targets, self.sample_weight)
         return _dense.linear_pass(*given, *self.options, *plan)[0]
+
+    def in_panels(self, X, W, b, *plan):
+        """The same with all threads at one block of rows; `plan` are `_dense.panel_pass`'s last arguments."""
+        return _dense.panel_pass(X, W, b, self.targets, self.sample_weight, *self.options, *plan)[0]
 
     def hvp(self, Z, start, stop, D, num_threads):
         """D becomes the Hessian at Z times D, row by row."""
@@ -323,12 +330,9 @@ def _is_sparse(X):
     return hasattr(X, "indptr")
 
 
-def _segments(X, n_outputs, threads_inside):
+def _segments(X, n_outputs):
     """Rows of a block, and the rows where segments begin and the last one ends, from X's shape alone."""
     n, d = X.shape
-    if threads_inside:
-        # A block's logits, at most a sixteenth of all, are the only memory; each block reads and writes all of dW.
-        return max(min(n // 20, 1024, _LARGE_BLOCK // n_outputs) // 32 * 32, 64), [0, n]
     room = max(1, _PARTIAL_BYTES // (8 * d * n_outputs)) if d else 1
     if _is_sparse(X):
         # A block's product fills all of (d, n_outputs), so blocks are few: as many as the entries pay for.
@@ -387,8 +391,6 @@ class LinearObjective:
         The losses; decides the number K of columns of W.
     dtype : float32 or float64
         Of the arithmetic within a block; sums over blocks are float64.
-    threads_inside : bool
-        For a large W and one pass only: one segment, whose products have BLAS's threads, and dW in `dtype`.
 
     Notes
     -----
@@ -396,11 +398,10 @@ class LinearObjective:
     float64.
     """
 
-    def __init__(self, X, rows, dtype, threads_inside=False):
+    def __init__(self, X, rows, dtype):
         self.X, self.rows, self.dtype = X, rows, dtype
         self.shape = (X.shape[1], rows.n_outputs)
-        readable = rows.fusable and _reads_in_place(X, dtype)
-        self.block_rows, bounds = _segments(X, rows.n_outputs, threads_inside and readable)
+        self.block_rows, bounds = _segments(X, rows.n_outputs)
         self.segments = [
             [_block(X, i, min(i + self.block_rows, stop)) for i in range(start, stop, self.block_rows)]
             for start, stop in itertools.pairwise(bounds)
@@ -408,8 +409,8 @@ class LinearObjective:
         self.work = (X.nnz if _is_sparse(X) else X.size) * rows.n_outputs
         self.n_rows, self.is_sparse, self.shift_free = X.shape[0], _is_sparse(X), rows.shift_free
         small = 8 * math.prod(self.shape) <= _PARTIAL_BYTES
-        self._sum_dtype = np.dtype(np.float64) if small and not threads_inside else dtype
-        self._fused = readable and (small or threads_inside)
+        self._sum_dtype = np.dtype(np.float64) if small else dtype
+        self._fused = small and rows.fusable and _reads_in_place(X, dtype)
         self._bounds = np.array(bounds, dtype=np.intp)
 
     def _parameters(self, W, b):
@@ -629,6 +630,51 @@ class LinearObjective:
         return total
 
 
+class LargeLayer:
+    """One pass over dense X with a W of which there is no room for copies: all threads are at one block of rows.
+
+    A block's logits and what goes with them are at most a sixteenth of the logits of 8192 rows or of all of them, or
+    four times `_BLOCK_ELEMENTS` where that is more.
+
+    Parameters
+    ----------
+    X : ndarray (n, d), C or Fortran order, no axis empty, float32 or float64
+    W : ndarray (d, K), C or Fortran order, X's dtype
+    b : None or ndarray (K,), X's dtype
+    rows : SoftmaxRows
+    num_threads : int
+        0: the default.
+    """
+
+    def __init__(self, X, W, b, rows, num_threads):
+        (n, d), K = X.shape, W.shape[1]
+        self.given, self.rows = (X, W, b), rows
+        self.slices = 4 if 32 * d > K else 8 if 64 * d > K else 16
+        room = min(max(max(n, 8192) * K // 17, 4 * _BLOCK_ELEMENTS), _LARGE_BLOCK)
+        most = max(min(room // (K + (self.slices + 1) * d), 1024) // 6 * 6, 24)
+        self.block_rows = -(-n // -(-n // most))
+        self.threads = 1 if n * d * K < _SERIAL_WORK else num_threads
+
+    @staticmethod
+    def takes(X, W, rows):
+        """Whether W is large, and rows, X and W are what the pass can read."""
+        in_order = W.flags.c_contiguous or W.flags.f_contiguous
+        return W.size >= LARGE_W and rows.fusable and in_order and _reads_in_place(X, W.dtype)
+
+    def run(self, loss_out=None, dX=None, dW=None, db=None):
+        """Sum of the losses.
+
+        Parameters
+        ----------
+        loss_out : None or ndarray (n, 1)
+            Takes the losses one by one.
+        dX, dW, db : None or ndarray (n, d), (d, K) in the order of W, (K,) of float64, zeroed
+            Take the gradients.
+        """
+        outputs = (loss_out, dX, dW, db)
+        return self.rows.in_panels(*self.given, self.block_rows, self.slices, *outputs, self.threads)
+
+
 def scaled_moment(M, mass):
     """Moments of some rows, scaled to the mass of all; M is overwritten."""
     M *= mass / M[-1, -1] if M[-1, -1] > 0 else 0.0
@@ -675,10 +721,32 @@ class _LinearCall:
         scale = call.unit / call.denominator if call.denominator else 0.0
         weights = (call.weight, call.class_weight, call.bias)
         rows = SoftmaxRows(call.core, call.problem.targets, n_classes, *weights, *call.scalars, scale)
-        large = math.prod(self.W.shape) >= _LARGE_W and not _is_sparse(self.X)
-        self.objective = LinearObjective(self.X, rows, dtype, threads_inside=large)
         self.loss_out = np.empty((n, 1), dtype) if reduction == "none" else None
-        self.team = Team(self.objective, num_threads)
+        self.layer = None
+        W = np.asarray(self.W, dtype)
+        W = W if W.flags.f_contiguous else np.ascontiguousarray(W)
+        if not _is_sparse(self.X) and LargeLayer.takes(self.X, W, rows):
+            b = None if self.bias is None else np.ascontiguousarray(self.bias, dtype)
+            self.layer = LargeLayer(self.X, W, b, rows, call.threads)
+        else:
+            self.objective = LinearObjective(self.X, rows, dtype)
+            self.team = Team(self.objective, num_threads)
+
+    def loss(self):
+        if self.layer is not None:
+            return self.reduced(self.layer.run(self.loss_out))
+        with self.team as team:
+            return self.reduced(self.objective.loss(self.W, self.bias, team, self.loss_out))
+
+    def loss_grad(self, dX):
+        if self.layer is not None:
+            dW, db = _memory.empty_like(self.layer.given[1]), np.zeros(self.W.shape[1])
+            total = self.layer.run(self.loss_out, dX, dW, None if self.bias is None else db)
+        else:
+            with self.team as team:
+                total, dW, db = self.objective.loss_grad(self.W, self.bias, team, self.loss_out, dX)
+        db = None if self.bias is None else db.astype(self.bias.dtype)
+        return self.reduced(total), dX, dW.astype(self.W.dtype, copy=False), db
 
     def reduced(self, total):
         call = self.call
@@ -790,9 +858,7 @@ def linear_cross_entropy(
         given = (X, W, targets, bias, sample_weight, reduction, options, backend, check)
         return linear_call(*given, grad=False, need_dx=False)[0]
     call = _LinearCall(X, W, targets, bias, sample_weight, reduction, options, num_threads, backend, check)
-    with call.team as team:
-        total = call.objective.loss(call.W, call.bias, team, call.loss_out)
-    return call.reduced(total)
+    return call.loss()
 
 
 @_checks.answers_in_kind()
@@ -867,8 +933,5 @@ def linear_cross_entropy_with_grad(
     call = _LinearCall(X, W, targets, bias, sample_weight, reduction, options, num_threads, backend, check)
     if need_dx and _is_sparse(call.X):
         raise ValueError("need_dx: expected False for a sparse X, whose gradient would be dense, got True")
-    dX = np.empty(call.X.shape, call.X.dtype) if need_dx else None
-    with call.team as team:
-        total, dW, db = call.objective.loss_grad(call.W, call.bias, team, call.loss_out, dX)
-    db = None if call.bias is None else db.astype(call.bias.dtype)
-    return call.reduced(total), dX, dW.astype(call.W.dtype, copy=False), db
+    dX = _memory.empty(call.X.shape, call.X.dtype) if need_dx else None
+    return call.loss_grad(dX)

@@ -96,6 +96,18 @@ struct Tall {                       // a block of rows of X beside few outputs; 
   double* sums;                     // (d, width): X' Z is added; nothing is promised of the columns behind K
 };
 
+// A block of rows of a linear layer with many classes; strides in numbers, one of each pair 1.
+struct Panel {
+  ptrdiff_t rows, d, K;
+  const void* X; ptrdiff_t row, col;
+  void* panels;                     // of X: rows numbers for each column, of whole panels
+  const void* W; ptrdiff_t row_W, col_W;
+  const void* bias;                 // (K,), or null
+  void* Z;                          // (rows, K): logits, then their gradient
+  void* dW; int first;              // or null; laid out as W; the first block's gradient replaces what is there, others are added
+  double* db;                       // (K,), added to, or null
+};
+
 // Margins of a booster, and the derivatives it wants: float, whatever the margins are.
 struct Boost {
   ptrdiff_t classes;
@@ -146,6 +158,10 @@ enum { NET_ROWS = 128, NET_COLS = 64, NET_GATHER = 16, NET_PACK = 1 << 15 };
 // NET_PACK: bytes of scratch of the products; GRADIENT and UPDATE want those of a band where gW is null.
 typedef void (*piece_fn)(const Network*, int piece, int layer, ptrdiff_t item, char* scratch, double* sum);
 typedef void (*tall_fn)(const Tall*);
+typedef void (*panel_gather_fn)(const Panel*, ptrdiff_t begin, ptrdiff_t end);
+typedef void (*panel_logits_fn)(const Panel*, ptrdiff_t begin, ptrdiff_t end, char* scratch);
+typedef void (*panel_grads_fn)(const Panel*, ptrdiff_t begin, ptrdiff_t end, void* part, int fresh, char* scratch);
+typedef void (*panel_sum_fn)(const Panel*, const void* parts, ptrdiff_t slices, ptrdiff_t begin, ptrdiff_t end, void* dX);
 typedef void (*boost_fn)(const Boost*, ptrdiff_t begin, ptrdiff_t end, char* scratch);
 
 struct Table {
@@ -158,6 +174,11 @@ struct Table {
   piece_fn network[2];
   tall_fn tall_logits[2], tall_sums[2];
   boost_fn boost[2];
+  panel_gather_fn panel_gather[2];
+  panel_logits_fn panel_logits[2];
+  panel_grads_fn panel_grads[2];
+  panel_sum_fn panel_sum[2];
+  int panel_width[2];               // columns of a panel
   int lanes[2];                     // of a vector
 };
 
@@ -224,5 +245,11 @@ static inline ptrdiff_t scratch_of(const Region* a) { return 8 * (3 + 7 * a->cla
 // Outputs that the products for few outputs take at most, and the numbers from one row of their W to the next.
 static inline ptrdiff_t tall_most(int lanes) { return 4 * lanes; }
 static inline ptrdiff_t tall_width(ptrdiff_t K, int lanes) { return K == 1 ? 1 : (K + lanes - 1) / lanes * lanes; }
+
+// Bytes of scratch of a thread that takes `classes` classes at once, over `rows` rows; PANEL_DEPTH summands are packed at once.
+enum { PANEL_DEPTH = 256 };
+static inline ptrdiff_t panel_scratch(ptrdiff_t rows, ptrdiff_t classes, int width, int item) {
+  return ((classes + width - 1) / width * rows + PANEL_DEPTH) * width * item;
+}
 
 }  // namespace fx

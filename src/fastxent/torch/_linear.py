@@ -1,9 +1,10 @@
 """Cross-entropy of a linear layer, whose logits are never whole: PyTorch's `linear_cross_entropy`.
 
-Block by block of rows, Z = X W' + b by PyTorch's BLAS; the row kernel replaces Z by the gradient of its losses;
-dX = Z W, dW += Z' X, db += the sum of Z's rows.  All of it in PyTorch's layout, W (C, in_features), so that neither W
-nor dW is copied.  As in `_softmax`, the gradients come with the forward sweep and are handed out once.  Tensors on a
-CUDA device take the same pass of `fastxent._linear_on_device`, through the operators.
+A large layer of one logit per class goes through `fastxent.linear.LargeLayer`.  For others, block by block of rows,
+Z = X W' + b by PyTorch's BLAS; the row kernel replaces Z by the gradient of its losses; dX = Z W, dW += Z' X, db += the
+sum of Z's rows.  All of it in PyTorch's layout, W (C, in_features), so that neither W nor dW is copied.  As in
+`_softmax`, the gradients come with the forward sweep and are handed out once.  Tensors on a CUDA device take the same
+pass of `fastxent._linear_on_device`, through the operators.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastxent._linear_on_device import LinearCall
+from fastxent.linear import LARGE_W, LargeLayer, SoftmaxRows
 from fastxent.losses._softmax import SoftmaxOptions
 from fastxent.torch import _arguments
 from fastxent.torch._arrays import empty, reduced, scaled, traced
@@ -52,15 +54,48 @@ class Sweep:
         X = self.X.reshape(-1, self.X.shape[-1])
         W = self.W.reshape(-1, self.W.shape[-1]).to(dtype)
         bias = None if self.bias is None else self.bias.reshape(-1).to(dtype)
-        (n, _), wide = X.shape, W.shape[0]
+        each = np.empty(problem.row_shape, problem.dtype) if rows.reduction == "none" else None
+        scale = self.factor / denominator if denominator else 0.0
+        layer = self._large_layer(X, W, bias, scale)
+        if layer is None:
+            total, dX, dW, db = self._blocks(X, W, bias, needs, each, scale)
+        else:
+            dX = empty(X.shape, dtype) if needs[0] else None
+            dW = empty(W.shape, dtype) if needs[1] else None
+            db = torch.zeros(len(W), dtype=torch.float64) if needs[2] else None
+            loss_out = None if each is None else problem.rows(each)
+            places = (None if dX is None else dX.numpy(), None if dW is None else dW.numpy().T)
+            total = layer.run(loss_out, *places, None if db is None else db.numpy())
+        if each is None:
+            each = total / denominator if denominator else math.nan
+        return each, (
+            None if dX is None else dX.view(self.X.shape).to(self.X.dtype),
+            None if dW is None else dW.view(self.W.shape).to(self.W.dtype),
+            None if db is None else db.view(self.bias.shape).to(self.bias.dtype),
+        )
+
+    def _large_layer(self, X, W, bias, scale):
+        """The pass for a large layer, which reads W as it lies; None for others."""
+        rows = self.rows
+        if rows.problem.n_classes != len(W) or W.numel() < LARGE_W or not len(X):
+            return None
+        X, W = X.to(self.dtype).numpy(), W.contiguous().numpy().T
+        weights = (rows.weight, rows.class_weight, rows.bias)
+        losses = SoftmaxRows(rows.core, rows.problem.targets, W.shape[1], *weights, *rows.scalars, scale)
+        if not LargeLayer.takes(X, W, losses):
+            return None
+        return LargeLayer(X, W, None if bias is None else bias.contiguous().numpy(), losses, rows.threads)
+
+    def _blocks(self, X, W, bias, needs, each, scale):
+        """The sum of the losses and the gradients, block by block."""
+        dtype, (n, _), wide = self.dtype, X.shape, W.shape[0]
         step = max(min(BLOCK_ELEMENTS // wide, MOST_ROWS), FEWEST_ROWS)
         step = math.ceil(n / math.ceil(n / step)) if n else step
         buffer = empty((step, wide), dtype)
         dX = (empty if X.dtype is dtype else torch.empty)(X.shape, dtype=X.dtype) if needs[0] else None
         dW = (empty if n else torch.zeros)(W.shape, dtype=dtype) if needs[1] else None
         db = torch.zeros(wide, dtype=dtype) if needs[2] else None
-        each = np.empty(problem.row_shape, problem.dtype) if rows.reduction == "none" else None
-        total, scale = 0.0, self.factor / denominator if denominator else 0.0
+        total = 0.0
         for start in range(0, n, step):
             block = slice(start, min(start + step, n))
             part = X[block].to(dtype)
@@ -78,13 +113,7 @@ class Sweep:
                 dW.addmm_(Z.t(), part, beta=1 if start else 0)
             if db is not None:
                 db += Z.sum(0)
-        if each is None:
-            each = total / denominator if denominator else math.nan
-        return each, (
-            None if dX is None else dX.view(self.X.shape),
-            None if dW is None else dW.view(self.W.shape).to(self.W.dtype),
-            None if db is None else db.view(self.bias.shape).to(self.bias.dtype),
-        )
+        return total, dX, dW, db
 
     def _rows(self, Z, block, scale, each, grad):
         """Sum of the losses of a block of logits, whose gradient takes their place."""
