@@ -9,8 +9,10 @@ import warnings
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 
 import fastxent as fx
 from fastxent import _checks, boosting
@@ -181,7 +183,7 @@ def test_axes_in_another_order():
     [
         (Z, [0, 1, 2, 0, 1, 2], "for one class of 3 per row use softmax_cross_entropy"),
         (Z, SOFT.T, r"pass targets\.T"),
-        (Z[:, :1], np.zeros(6), "softmax_cross_entropy"),
+        (Z[:, :1], np.zeros(6), r"targets\.reshape\(\(6, 1\)\)"),
         (Z[:, 0], np.zeros((6, 1)), r"reshape them: targets\.reshape\(\(6,\)\)"),
         (Z[:, 0], [-1, 1, 1, -1, 1, 1], r"labels -1 and 1 pass \(targets \+ 1\) / 2"),
         (Z[:, 0], [1, 2, 1, 1, 2, 1], "start at 1. Subtract 1"),
@@ -215,7 +217,7 @@ def test_logits_as_distributions():
     [
         (lambda: fx.softmax_cross_entropy([0, 1, 2, 0, 1, 2], Z), ValueError, "logits come first: are the two swapped"),
         (lambda: fx.softmax_cross_entropy([["a", "b"]], [0]), TypeError, "text must be turned into numbers"),
-        (lambda: fx.softmax_cross_entropy(None, [0]), TypeError, "holds NoneType; convert with numpy.asarray"),
+        (lambda: fx.softmax_cross_entropy(None, [0]), TypeError, "logits: expected an array-like, got None"),
         (lambda: fx.softmax_cross_entropy(Z + 1j, [0] * 6), TypeError, "take the real part"),
         (lambda: fx.softmax_cross_entropy(Z, [0] * 6, reduction=None), ValueError, "got None; pass it as a string"),
         (lambda: fx.softmax_cross_entropy(Z, [0] * 6, smoothing="unifrom"), ValueError, "did you mean 'uniform'"),
@@ -291,3 +293,104 @@ class TestEstimators:
     def test_labels_beyond_the_columns_of_scores(self):
         with pytest.raises(ValueError, match="got 3, 5 to 7; pass classes="):
             fx.TemperatureScaling().fit(self.X, self.y + 5)
+
+
+# What else comes in by mistake ----------------------------------------------------------------------------
+
+ZEROS, LABELS = np.zeros((4, 3)), np.array([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "kind", "advice"),
+    [
+        (scipy.sparse.csr_array(ZEROS), LABELS, TypeError, r"pass logits\.toarray\(\)"),
+        (ZEROS, scipy.sparse.coo_matrix(np.eye(4, 3)), TypeError, r"pass targets\.toarray\(\)"),
+        (ZEROS, None, TypeError, "targets: expected an array-like, got None"),
+        ([[1.0, 2.0], [3.0]], [0, 1], ValueError, "logits: .*rows of different lengths"),
+        (np.array([["a", 1.0]], object), [0], TypeError, "text must be turned into numbers"),
+        ((row for row in ZEROS), LABELS, TypeError, r"generator; pass an array.*list\(values\)"),
+        (np.zeros((2, 3, 4, 4)), np.zeros((2, 4, 4), int), ValueError, "pass axis=1"),
+        (
+            ZEROS,
+            np.array([0, np.nan, 1, 2]),
+            TypeError,
+            r"numpy\.nan_to_num\(numpy\.asarray\(targets, float\)",
+        ),
+    ],
+)
+def test_the_remedy_is_named(logits, targets, kind, advice):
+    with pytest.raises(kind, match=advice):
+        fx.softmax_cross_entropy(logits, targets)
+
+
+def test_the_remedy_for_missing_labels_works():
+    pandas = pytest.importorskip("pandas")
+    y = pandas.array([0, None, 2, 1], dtype="Int64")
+    right = np.nan_to_num(np.asarray(y, float), nan=-100).astype(int)
+    assert fx.softmax_cross_entropy(ZEROS, right, reduction="none").tolist() == [
+        np.log(3),
+        0,
+        np.log(3),
+        np.log(3),
+    ]
+
+
+@pytest.mark.parametrize("call", ["binary_cross_entropy", "binary_cross_entropy_with_grad"])
+def test_labels_before_probabilities_are_told_once(call):
+    y, p = np.array([0.0, 1.0, 1.0]), np.array([0.2, 0.9, 0.4])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        getattr(fx, call)(p, y)
+        getattr(fx, call)(y, np.array([0.0, 0.5, 1.0]))  # a label among them: soft targets for a sure model
+        getattr(fx, call)(y, p, check=False)
+        assert not caught
+        getattr(fx, call)(y, p)
+        getattr(fx, call)(y, p)
+    assert [str(warning.message).count("are the two swapped?") for warning in caught] == [1]
+    assert warned(probabilities((5, 4)), np.zeros(5, int)) == 1  # the other mistake is told still
+
+
+def test_temperature_scaling_of_probabilities():
+    rng = np.random.default_rng(0)
+    p, y = probabilities((50, 3)), rng.integers(0, 3, 50)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fx.TemperatureScaling().fit(np.log(p), y)
+        fx.TemperatureScaling().fit(p, y)
+        fx.TemperatureScaling().fit(p, y)
+    assert sum("look like probabilities" in str(warning.message) for warning in caught) == 1
+
+
+def test_estimators_name_the_remedy():
+    X = np.arange(8.0).reshape(4, 2)
+    with pytest.raises(TypeError, match=r"strings or numbers, got NoneType, str; leave out"):
+        fx.LogisticRegression().fit(X, np.array(["a", None, "a", "b"], object))
+    for blocks in ([(X, LABELS)], iter([(X, LABELS)])):
+        with pytest.raises(TypeError, match="function that returns its blocks anew"):
+            fx.LogisticRegression().fit(blocks)
+    with pytest.raises(ValueError, match=r"got 'acuracy'; did you mean 'accuracy'"):
+        fx.MLPClassifier(monitor="acuracy", early_stopping=True).fit(X, LABELS)
+    with pytest.raises(ValueError, match=r"got 'zzzz'$"):
+        fx.MLPClassifier(monitor="zzzz", early_stopping=True).fit(X, LABELS)
+    with pytest.warns(ConvergenceWarning) as told:
+        fx.MLPClassifier((2,), max_iter=1).fit(X, LABELS)
+    assert "inf" not in str(told[0].message)
+
+
+def test_a_booster_of_two_classes_for_three():
+    objective = boosting.xgboost_objective(fx.SoftmaxCrossEntropy())
+    with pytest.raises(ValueError, match="set num_class for more"):
+        objective(np.array([0.0, 1.0, 2.0]), np.zeros(3))
+
+
+def test_names_of_pytorch():
+    with pytest.raises(
+        AttributeError, match=r"fastxent\.torch\.CrossEntropyLoss.*fastxent\.SoftmaxCrossEntropy"
+    ):
+        _ = fx.CrossEntropyLoss
+    with pytest.raises(AttributeError) as told:
+        _ = fx.softmax_crossentropy
+    assert (told.value.name, told.value.obj) == (
+        "softmax_crossentropy",
+        fx,
+    )  # enough for the interpreter to suggest

@@ -1009,7 +1009,7 @@ def test_threads_change_nothing_but_rounding(digits, backend):
     (dict(solver="lbfgs", dropout=0.1), "expects a stochastic solver"),
     (dict(solver="lbfgs", clip_norm=1.0), "expects a stochastic solver"),
     (dict(clip_norm=0.0), "'clip_norm' parameter"),
-    (dict(monitor="lossy", early_stopping=True), "'monitor' parameter"),
+    (dict(monitor="lossy", early_stopping=True), "did you mean 'loss'"),
     (dict(class_weight={7: 1.0}), "not in class_weight"),
     (dict(early_stopping=True, validation_fraction=0.01), "validation"),
 ], ids=str)  # fmt: skip

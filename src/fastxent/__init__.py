@@ -4,6 +4,7 @@ Kernels on arrays and loss objects load with the package; estimators load when f
 """
 
 import importlib
+import sys
 
 from ._backend import show_versions
 from .losses import (
@@ -87,10 +88,24 @@ __all__ = [
 ]
 
 
+# What somebody who comes from PyTorch tries first.
+_PYTORCH_NAMES = {
+    name: f"; for tensors there is fastxent.torch.{name}, for arrays fastxent.{ours}"
+    for name, ours in (
+        ("cross_entropy", "softmax_cross_entropy"),
+        ("CrossEntropyLoss", "SoftmaxCrossEntropy"),
+        ("binary_cross_entropy_with_logits", "sigmoid_cross_entropy"),
+        ("BCEWithLogitsLoss", "SigmoidCrossEntropy"),
+    )
+}
+
+
 def __getattr__(name):
     module = _LAZY.get(name)
     if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # The name and the module let the interpreter suggest a similar name.
+        text = f"module {__name__!r} has no attribute {name!r}{_PYTORCH_NAMES.get(name, '')}"
+        raise AttributeError(text, name=name, obj=sys.modules[__name__])
     value = importlib.import_module(f".{module}", __name__)
     if module != name:
         value = getattr(value, name)

@@ -122,9 +122,14 @@ def array(values, name):
     Arrays of other libraries come by ``__array__`` or DLPack; tensors of PyTorch as they lie in memory, bfloat16 too.
     """
     if type(values) is not np.ndarray:
+        given(values, name)
         try:
             if is_tensor(values):
                 values = _array_of_tensor(values, name)
+            elif hasattr(values, "toarray") and hasattr(values, "tocsr"):
+                raise TypeError(
+                    f"{name}: expected a dense array, got the sparse {type(values).__name__}; pass {name}.toarray()"
+                )
             elif (
                 isinstance(values, np.ndarray)
                 or hasattr(values, "__array__")
@@ -135,6 +140,10 @@ def array(values, name):
                 values = np.from_dlpack(values)
         except (ValueError, TypeError, BufferError) as error:
             kind = TypeError if isinstance(error, BufferError) else type(error)
+            if str(error).startswith(name):
+                raise
+            if "inhomogeneous" in str(error):
+                raise kind(f"{name}: expected rows of equal length, got rows of different lengths") from None
             raise kind(f"{name}: expected an array-like of numbers: {error}") from None
     dtype = values.dtype
     if not dtype.isnative:
@@ -263,7 +272,12 @@ def dtype_advice(a):
         return "; take the real part"
     if a.dtype.kind == "O":
         kinds = sorted({type(value).__name__ for value in a.ravel()[:1000].tolist()})
-        return f" that holds {', '.join(kinds[:4])}; convert with numpy.asarray(values, dtype=float)"
+        advice = "convert with numpy.asarray(values, dtype=float)"
+        if "str" in kinds:
+            advice = "text must be turned into numbers first"
+        elif a.ndim == 0:
+            advice = "pass an array, or lists of numbers; of an iterator list(values)"
+        return f" that holds {', '.join(kinds[:4])}; {advice}"
     return ""
 
 
@@ -387,8 +401,10 @@ def softmax_input(logits, targets, axis, name="logits", *, check=True):
     dtype = compute_dtype(z.dtype)
     if y.ndim == z.ndim - 1:
         if y.shape != row_shape:
+            others = [i for i in range(z.ndim) if i != axis and y.shape == shape[:i] + shape[i + 1 :]]
+            hint = f"; if the classes are on axis {others[0]}, pass axis={others[0]}" if others else ""
             raise ValueError(
-                f"targets: expected labels of shape {row_shape} for logits {shape}, got {y.shape}"
+                f"targets: expected labels of shape {row_shape} for logits {shape}, got {y.shape}{hint}"
             )
         if y.dtype.kind not in "iub":
             if y.size:
@@ -399,7 +415,13 @@ def softmax_input(logits, targets, axis, name="logits", *, check=True):
             y = y.astype(np.int64)
         rows = y.reshape(math.prod(shape[:axis]), math.prod(shape[axis + 1 :]))
         layers = layered(z, axis)
-        if check and not _told and z.size > 3 and 0.0 <= z.item(0) <= 1.0 and 0.0 <= z.item(1) <= 1.0:
+        if (
+            check
+            and "probabilities" not in _told
+            and z.size > 3
+            and 0.0 <= z.item(0) <= 1.0
+            and 0.0 <= z.item(1) <= 1.0
+        ):
             warn_of_probabilities(layers)
         return SoftmaxInput(z, layers, rows, False, axis, shape, row_shape, dtype)
     if y.shape == shape:
@@ -411,7 +433,13 @@ def softmax_input(logits, targets, axis, name="logits", *, check=True):
             )
         y = numbers_like(y, "targets", dtype)
         layers = layered(z, axis)
-        if check and not _told and z.size > 3 and 0.0 <= z.item(0) <= 1.0 and 0.0 <= z.item(1) <= 1.0:
+        if (
+            check
+            and "probabilities" not in _told
+            and z.size > 3
+            and 0.0 <= z.item(0) <= 1.0
+            and 0.0 <= z.item(1) <= 1.0
+        ):
             warn_of_probabilities(layers)
         return SoftmaxInput(z, layers, layered(y, axis), True, axis, shape, row_shape, dtype)
     hint = shape_advice(y, shape, row_shape, axis)
@@ -431,7 +459,7 @@ def label_advice(y, otherwise):
         if whole_numbers and finite.any():
             return (
                 "some are NaN: to leave those rows out pass the label ignore_index for them, "
-                "numpy.where(numpy.isnan(targets), -100, targets).astype(int)"
+                "numpy.nan_to_num(numpy.asarray(targets, float), nan=-100).astype(int)"
             )
     if y.dtype.kind in "OSU":
         return "number the classes first: np.unique(targets, return_inverse=True)[1], or use an estimator"
@@ -463,7 +491,7 @@ _LOOKED_AT = 16  # classes of the first row that are read one by one before any 
 _ROWS = 8
 
 
-def warn_of_probabilities(logits):
+def warn_of_probabilities(logits, silence="check=False silences this warning, which comes once."):
     """Warn, once per process, if logits (outer, classes, inner) look like probabilities.
 
     They do if each of the first 8 rows, at least two, is non-negative and sums to 1, unless all are one-hot or constant
@@ -471,7 +499,7 @@ def warn_of_probabilities(logits):
     nothing else is read of them; `softmax_input` looks at two before it calls.
     """
     n_classes = logits.shape[1]
-    if n_classes == 1 or logits.size == n_classes:
+    if n_classes == 1 or logits.size == n_classes or "probabilities" in _told:
         return
     most = 1.01 if logits.itemsize == 2 else 1.000001
     total = 0.0
@@ -492,8 +520,24 @@ def warn_of_probabilities(logits):
     _told.append("probabilities")
     warnings.warn(
         f"logits: the first {len(rows)} rows are non-negative and sum to 1, so they look like probabilities. "
-        "This function takes the scores before the softmax: pass those, or np.log(probabilities). "
-        "check=False silences this warning, which comes once.",
+        f"This function takes the scores before the softmax: pass those, or np.log(probabilities). {silence}",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def warn_of_labels_first(probabilities, targets):
+    """Warn, once per process, if the first 8 probabilities, two at least, are 0 or 1 and a target is between.
+
+    A certain mistake costs infinity, so the loss alone would not tell that labels and probabilities are swapped.
+    """
+    p, y = probabilities.ravel()[:_ROWS], targets.ravel()[:_ROWS]
+    if len(p) < 2 or not ((p == 0) | (p == 1)).all() or not ((y > 0) & (y < 1)).all():
+        return
+    _told.append("labels first")
+    warnings.warn(
+        f"probabilities: the first {len(p)} are all 0 or 1, and the targets lie between: are the two swapped? "
+        "Probabilities come first. check=False silences this warning, which comes once.",
         UserWarning,
         stacklevel=2,
     )
@@ -613,13 +657,15 @@ def element_input(values, targets, sample_weight, pos_weight, name, *, check=Tru
     y = numbers_like(targets, "targets", dtype)
     if y.shape != shape:
         hint = ""
-        if y.shape == shape[:-1]:
+        if y.shape == shape[:-1] and shape[-1] != 1:
             hint = f"; for one class of {shape[-1]} per row use softmax_cross_entropy, for several one-hot targets"
         elif y.ndim == 2 and y.T.shape == shape:
             hint = "; they look transposed: pass targets.T"
         elif y.size == math.prod(shape):
             hint = f"; if they are in the same order, reshape them: targets.reshape({shape})"
         raise ValueError(f"targets: expected the shape of {name}, {shape}, got {y.shape}{hint}")
+    if check and name == "probabilities" and "labels first" not in _told:
+        warn_of_labels_first(z, y)
     sample_weight = per_row(sample_weight, "sample_weight", shape, dtype, check=check)
     pos_weight = per_row(pos_weight, "pos_weight", shape, dtype, check=check)
     if check and pos_weight is not None and (pos_weight < 0).any():
@@ -825,6 +871,7 @@ def boosting_input(margins, labels, sample_weight, elementwise):
             f"labels: expected whole numbers from 0 to {n_classes - 1}, got "
             + _first(y, wrong)
             + ("; do the labels start at 1? Subtract 1" if first_is_one else "")
+            + ("; one margin a row is for two classes: set num_class for more" if margins.ndim == 1 else "")
         )
     return codes, weight
 

@@ -104,6 +104,8 @@ def encode_labels(y, sample_weight=None, classes=None):
 
     Raises
     ------
+    TypeError
+        For strings beside labels that are none.
     ValueError
         For continuous targets, or a label that is none of ``classes``.
 
@@ -114,6 +116,13 @@ def encode_labels(y, sample_weight=None, classes=None):
     (['a', 'b'], [1, 0, 1])
     """
     y = column_or_1d(y, warn=True)
+    if y.dtype == object:
+        kinds = {type(label) for label in y.tolist()}
+        if len({issubclass(kind, str) for kind in kinds}) == 2:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise TypeError(
+                f"y: expected labels of one kind, strings or numbers, got {names}; leave out rows without a label"
+            )
     counted = None
     if sample_weight is not None and not sample_weight.all():
         counted = sample_weight != 0

@@ -7,6 +7,7 @@ flat float64 vector, `solvers` minimizes it, and `LogisticRegression` translates
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from copy import copy
 from numbers import Integral, Real
 
@@ -208,6 +209,8 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
 
         Raises
         ------
+        TypeError
+            For an iterator instead of a function that makes one.
         ValueError
             For parameters that do not go together, invalid data, or fewer than two classes.
 
@@ -222,6 +225,11 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         >>> LogisticRegression().fit(blocks).predict([[2.0], [4.0]]).tolist()
         [False, True]
         """
+        if y is None and _are_blocks(X):
+            raise TypeError(
+                f"X: expected an array, or a function that returns its blocks anew for every pass, got a "
+                f"{type(X).__name__}; pass the generator's function itself, lambda: blocks for a list"
+            )
         if callable(X):
             if y is not None or sample_weight is not None:
                 raise ValueError(
@@ -397,7 +405,10 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
             )
             ratio = {"l1": 1.0, "elasticnet": l1_ratio}.get(penalty, 0.0)
         if solver not in ("auto", "liblinear", "saga") and penalty not in ("l2", None):
-            raise ValueError(f"Solver {solver} supports only 'l2' or None penalties, got {penalty} penalty.")
+            raise ValueError(
+                f"Solver {solver} supports only 'l2' or None penalties, got {penalty} penalty. "
+                "solver='auto' supports all of them."
+            )
         if solver != "liblinear" and self.dual:
             raise ValueError(f"Solver {solver} supports only dual=False, got dual={self.dual}")
         if penalty == "elasticnet" and solver == "liblinear":
@@ -680,6 +691,13 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         if sparse.issparse(self.coef_):
             self.coef_ = self.coef_.toarray()
         return self
+
+
+def _are_blocks(X):
+    """Whether X is an iterator, or a list of blocks, where a function that makes one is expected."""
+    if isinstance(X, list) and X:
+        return isinstance(X[0], tuple) and len(X[0]) in (2, 3) and np.ndim(X[0][0]) == 2
+    return isinstance(X, Iterator)
 
 
 def _mass(X, weights):

@@ -131,9 +131,7 @@ class LossCurveDisplay:
         """
         own_name = type(estimator).__name__
         if not hasattr(estimator, "loss_curve_"):
-            raise AttributeError(
-                f"{own_name} has no loss_curve_: fit it first, with a solver that records one"
-            )
+            raise AttributeError(f"{own_name} has no loss_curve_: an MLPClassifier has one once it is fitted")
         return cls(estimator.loss_curve_, name=own_name if name is None else name).plot(ax, **kwargs)
 
     @classmethod

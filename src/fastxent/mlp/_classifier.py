@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
 from contextlib import nullcontext
@@ -260,7 +261,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
         "label_smoothing": [Interval(Real, 0, 1, closed="both")],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
-        "monitor": [StrOptions({"loss", *get_scorer_names()}), callable, None],
+        "monitor": [str, callable, None],
         "num_threads": [Interval(Integral, 1, None, closed="left"), None],
         "backend": [StrOptions(set(_backend.NAMES)), None],
     }
@@ -474,6 +475,12 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
             raise ValueError("solver: expected a stochastic one with backend='cuda', got 'lbfgs'.")
         if self.solver == "lbfgs" and self.clip_norm is not None:
             raise ValueError(f"clip_norm={self.clip_norm} expects a stochastic solver, got solver='lbfgs'.")
+        if isinstance(self.monitor, str) and self.monitor not in (names := ("loss", *get_scorer_names())):
+            close = " or ".join(map(repr, difflib.get_close_matches(self.monitor, names)))
+            raise ValueError(
+                f"monitor: expected 'loss' or one of sklearn.metrics.get_scorer_names(), got {self.monitor!r}"
+                + (f"; did you mean {close}?" if close else "")
+            )
         if self.monitor is not None and not self.early_stopping and validation_data is None:
             raise ValueError(
                 f"monitor={self.monitor!r} expects rows to watch: early_stopping=True, or validation_data in fit."
@@ -814,9 +821,10 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
 
     def _warn_not_converged(self, gain):
         what = "validation score" if self.early_stopping else "training loss"
+        gained = f"The last epoch improved the best {what} by {gain:.3g}; t" if math.isfinite(gain) else "T"
         warnings.warn(
             f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
-            f"converged yet. The last epoch improved the best {what} by {gain:.3g}; training has converged "
+            f"converged yet. {gained}raining has converged "
             f"after more than {self.n_iter_no_change} epochs in a row below tol={self.tol:g}, and the last "
             f"{self._no_improvement_count} were. Increase max_iter, learning_rate_init or tol.",
             ConvergenceWarning,

@@ -27,7 +27,10 @@ def tensors(**arguments):
         if not isinstance(value, torch.Tensor) and not (
             value is None and name not in ("input", "target", "linear_weight")
         ):
-            raise TypeError(f"argument '{name}' must be Tensor, not {type(value).__name__}")
+            raise TypeError(
+                f"argument '{name}' must be Tensor, not {type(value).__name__}; the functions for other arrays are "
+                "those of fastxent itself, such as fastxent.softmax_cross_entropy"
+            )
 
 
 def floating(input):
