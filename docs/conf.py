@@ -24,6 +24,9 @@ root_doc = "index"
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "README.md"]
 default_role = "code"  # `name` in a docstring
+toc_object_entries_show_parents = (
+    "hide"  # the narrow list of a page's parts has fit(), not LogisticRegression.fit()
+)
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]
 
@@ -56,9 +59,26 @@ class NotAboutAbsentPages(logging.Filter):
         return getattr(record, "subtype", None) != "empty_glob"
 
 
+SMALL_RUN = """
+.. note::
+
+   What this page prints and draws comes from the small setting of the tests, a few rows and epochs; the text tells of
+   full runs, ``make examples``.
+
+"""
+
+
+def tell_of_small_runs(app, docname, source):
+    """Say on an example's page that its output is that of a small run; before the first title Sphinx allows it."""
+    if docname.startswith("auto_examples/plot_"):
+        source[0] = SMALL_RUN + source[0]
+
+
 def setup(app):
-    """Let Sphinx's own logger pass over these warnings."""
+    """Let Sphinx's own logger pass over these warnings; tell of small runs."""
     logging.getLogger("sphinx.sphinx.directives.other").addFilter(NotAboutAbsentPages())
+    if os.environ.get("FASTXENT_EXAMPLES") == "small":
+        app.connect("source-read", tell_of_small_runs)
 
 
 html_theme = "pydata_sphinx_theme"
@@ -69,5 +89,7 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": False,
 }
+# Only the reference and the gallery have pages below their own; elsewhere the column would be empty.
+html_sidebars = {name: [] for name in sorted(path.stem for path in HERE.glob("*.md")) if name != "api"}
 html_show_sourcelink = False
 html_copy_source = False
