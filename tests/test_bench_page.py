@@ -39,7 +39,7 @@ def kernel(peer, copies, shape=(1024, 32768), mode="fused", dtype="float32", kin
 @pytest.fixture
 def document():
     """A full document with every kind of row, every peer, a failure, something left out, and hostile text."""
-    shapes = [(4_000_000, 2), (1_048_576, 10), (1_024, 32_768), (512, 131_072)]
+    shapes = [(8_000_000, 2), (1_600_000, 10), (512, 32_768), (128, 131_072)]
     rows = [
         kernel(peer, 1.1 * (1 + at) ** 1.3 * (1 + 0.1 * line), shape, mode, dtype)
         for mode in _bench.MODES
@@ -127,7 +127,7 @@ def test_every_number_is_shown_and_pointed_at(document):
     kinds = {(row["kind"], row["mode"], row["dtype"]) for row in document["rows"] if row["what"] == "kernel"}
     assert len(drawings) == len(kinds) + 1  # and the trainings
     told = {title.text for svg in drawings for title in svg.iter("title")}
-    assert "PyTorch, 1,024 × 32,768: 16.6 copies" in told  # 1.1 · 7^1.3 · 1.2
+    assert "PyTorch, 512 × 32,768: 16.6 copies" in told  # 1.1 · 7^1.3 · 1.2
     tables = list(root.iter("table"))
     assert len(tables) == len(kinds) + 4
     for table in tables:
@@ -240,7 +240,7 @@ def test_in_a_browser(document, width, tmp_path):
     )
     image = pytest.importorskip("matplotlib.image").imread(picture)
     blue = np.abs(image[..., :3] - np.array([0, 0x72, 0xB2]) / 255).max(axis=-1) < 0.02
-    assert blue.sum() > 200  # fastxent's marks
+    assert blue.sum() > 100  # fastxent's marks
 
 
 # The run --------------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def test_bench_writes_a_page_and_its_numbers(light, tmp_path, capsys):
     }
     assert all(row["median"] > 0 and len(row["seconds"]) >= 3 for row in document["rows"])
     assert document["command"] == f"fastxent bench --shapes 67x7 301 --out {out}"
-    assert read((out / cli.PAGE).read_text(encoding="utf-8")).seen.count("svg") == 8
+    assert read((out / cli.PAGE).read_text(encoding="utf-8")).seen.count("svg") == 2 * len(_bench.TIMED)
 
 
 def test_json_is_all_of_stdout(light, tmp_path, capsys):

@@ -54,6 +54,7 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6p
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom }
 td { white-space: nowrap } th:first-child, td:first-child { text-align: left; padding-left: 0 }
+td:first-child { white-space: normal; min-width: 8rem }
 th { color: var(--soft); font-weight: 600 } td.best { font-weight: 700 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.25rem; margin: .75rem 0; font-size: .92rem }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
@@ -61,6 +62,16 @@ ul { padding-left: 1.2rem; font-size: .92rem }
 figure { margin: .75rem 0 } svg { display: block; width: 100%; min-width: 34rem; height: auto }
 svg text { fill: var(--ink); font-size: 13px } svg .soft { fill: var(--soft) } svg .grid { stroke: var(--line) }
 .warning { border-left: 4px solid #D55E00; padding: .4rem .9rem; background: var(--panel) }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f3f3f3 }
+  @page { margin: 14mm }
+  body { max-width: none; padding: 0; font-size: 10pt }
+  h1 { font-size: 17pt } h2 { font-size: 12pt; margin-top: 1.2rem; break-after: avoid }
+  figure, svg, tr, pre, dl { break-inside: avoid } p.note { break-after: avoid }
+  .scroll { overflow: visible } svg { min-width: 0 } figcaption { display: none }
+  table { font-size: 8pt; width: 100% } th, td { padding: .15rem .3rem } td { white-space: normal }
+  pre { white-space: pre-wrap }
+}
 """.strip()
 
 
@@ -140,7 +151,8 @@ def _opening(document: dict[str, Any]) -> str:
         f"<h1>Cross-entropy on this machine</h1>\n<p>fastxent {escape(str(about['fastxent']))} beside the libraries "
         "that are installed here. Every answer was checked against float64 before it was timed. The unit of the "
         "kernels is the fastest copy of their logits, timed between their runs: a loss with its gradient has to read "
-        f"the logits and to write as much, so about 1 is the floor.</p>\n{warned}<dl>{listed}</dl>"
+        "the logits and to write as much, so about 1 is the floor, and 1.5 for the binary loss, which has as many "
+        f"targets as logits.</p>\n{warned}<dl>{listed}</dl>"
     )
 
 
@@ -249,7 +261,7 @@ def _svg_legend(names: list[str]) -> tuple[list[str], float]:
     drawn, x, y = [], 8.0, _TOP + 6.0
     for name in names:
         text = _title(name)
-        width = 34 + 7.4 * len(text)
+        width = 39 + 7.4 * len(text)
         if x + width > _WIDTH and x > 8:
             x, y = 8.0, y + 24
         drawn.append(_mark(name, x + 7, y, text))

@@ -25,8 +25,10 @@ import numpy as np
 
 from .._backend import describe
 from ._cases import (
+    LONG,
     PEERS,
     SHAPES,
+    TIMED,
     Answer,
     Case,
     Copies,
@@ -43,11 +45,11 @@ from ._fits import Fit, data_folder, fits, limited, load_fit_data, prepare_fit, 
 from ._tables import Row
 
 # What `--quick` times: fused and float32, one shape of few, of many and of very many classes, and the binary loss.
-QUICK = {"softmax": ((1_048_576, 10), (32_768, 1_000), (1_024, 32_768)), "bce": ((16_777_216, 1),)}
+QUICK = {"softmax": ((1_600_000, 10), (16_384, 1_000), (512, 32_768)), "bce": ((16_777_216, 1),)}
 STATEMENTS = ("pass", "import numpy", "import fastxent", "import sklearn.linear_model")
 
-# A run of more than half a second is noise-free enough for three rounds, and there are many of them.
-ROUNDS, ROUNDS_IF_SLOW = 7, 3
+# What takes long is noise-free enough for few rounds: so many up to so many seconds, one beyond.
+ROUNDS = {0.3: 7, 2.0: 3}
 
 
 class Skipped(Exception):
@@ -71,7 +73,11 @@ def rounds_of(run: Callable[[], Answer]) -> int:
     """How often to time a function, from one run of it."""
     start = time.perf_counter()
     run()
-    return ROUNDS if time.perf_counter() - start < 0.5 else ROUNDS_IF_SLOW
+    return _rounds(time.perf_counter() - start)
+
+
+def _rounds(seconds: float) -> int:
+    return next((rounds for most, rounds in ROUNDS.items() if seconds < most), 1)
 
 
 def kernel_row(case: Case, errors: dict[str, float], copies: Copies, seconds: float, threads: int) -> Row:
@@ -117,13 +123,15 @@ def call_cases() -> list[Case]:
 
 
 def kernel_cases(*, quick: bool = False, shapes: Iterable[tuple[int, ...]] | None = None) -> list[Case]:
-    """The kernel cases of the suite, its quick part, or all modes and dtypes on the caller's own shapes.
+    """The kernel cases of the suite, or of the caller's own shapes; with ``quick`` the main part of either.
+
+    The loss in float32, and with its gradient in float64 and float32; the peers of `LONG` in the last alone.
 
     Parameters
     ----------
     quick : bool
-        Loss and gradient in float32 only, on the shapes of `QUICK`, without torch.compile and fastxent's own
-        NumPy twin, which take longest.
+        Loss and gradient in float32 only, without those of `LONG`: torch.compile and fastxent's own NumPy twin.
+        The suite then has the shapes of `QUICK`.
     shapes : iterable of tuple of int, default=None
         ``(rows, classes)`` for softmax, ``(rows,)`` for binary cross-entropy.
 
@@ -142,11 +150,7 @@ def kernel_cases(*, quick: bool = False, shapes: Iterable[tuple[int, ...]] | Non
     else:
         chosen = cases(QUICK if quick else SHAPES)
     if quick:
-        chosen = [
-            case
-            for case in chosen
-            if (case.mode, case.dtype) == ("fused", "float32") and case.peer not in ("torch-compile", "numpy")
-        ]
+        chosen = [case for case in chosen if (case.mode, case.dtype) == TIMED[-1] and case.peer not in LONG]
     return chosen
 
 
@@ -216,7 +220,7 @@ def _time_call(case: Case, threads: int) -> Row:
     errors = check(made, run())
     timer = timeit.Timer(run)
     number, _ = timer.autorange()
-    times = [total / number for total in timer.repeat(ROUNDS, number)]
+    times = [total / number for total in timer.repeat(_rounds(0), number)]
     return {
         "what": "call",
         **asdict(case),
@@ -229,7 +233,7 @@ def _time_call(case: Case, threads: int) -> Row:
 
 def _time_import(statement: str) -> Row:
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(_rounds(0)):
         start = time.perf_counter()
         subprocess.run(import_command(statement), capture_output=True, check=True)
         times.append(time.perf_counter() - start)
@@ -243,7 +247,7 @@ def _time_fit(fit: Fit, load: Callable[[str], tuple[np.ndarray, np.ndarray]]) ->
     with limited(estimator, fit.threads):
         if len(y) <= 10_000:
             estimator.fit(X, y)  # the first fit loads code
-        while len(times) < ROUNDS_IF_SLOW or (len(times) < ROUNDS and sum(times) < 2):
+        while not times or len(times) < _rounds(times[0]):
             start = time.perf_counter()
             fitted = estimator.fit(X, y)
             times.append(time.perf_counter() - start)
