@@ -77,6 +77,7 @@ left.plot(
 )
 left.plot(np.arange(1, first + 1), ours, color="C0", label="fastxent.torch.CrossEntropyLoss")
 left.set(xlabel="step", ylabel="loss of the batch (nat)", ylim=(0, None), title="The same way")
+left.locator_params(axis="x", integer=True)
 left.legend(frameon=False)
 right.plot(np.arange(1, len(losses) + 1), losses, linewidth=0.7)
 right.set(xlabel="step", ylabel="loss of the batch (nat)", yscale="log", title="One epoch")

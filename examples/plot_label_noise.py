@@ -42,5 +42,6 @@ fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
 for (name, scores), style in zip(curves.items(), ("-", ":", "--", "-."), strict=True):
     ax.plot(range(1, len(scores) + 1), [100 * score for score in scores], style, linewidth=2, label=name)
 ax.set(xlabel="epoch", ylabel="test accuracy, right labels (%)", title="Training on 40 % wrong labels")
+ax.locator_params(axis="x", integer=True)
 ax.legend(frameon=False, loc="lower left")
 plt.show()

@@ -19,14 +19,25 @@ from fastxent._bench import _cases
 REPORT = Path(__file__).resolve().parents[1] / "benchmarks" / "report.py"
 
 
-@pytest.fixture(scope="module")
-def report():
-    if not REPORT.exists():
+def script(path):
+    if not path.exists():
         pytest.skip("benchmarks/ is not part of this distribution")
-    spec = importlib.util.spec_from_file_location("report", REPORT)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def report():
+    return script(REPORT)
+
+
+def test_epochs_of_a_mapped_file_are_timed():
+    mapped = script(REPORT.with_name("mapped.py"))
+    taken = mapped.compare(rows=2000, features=3, rounds=1)
+    assert list(taken) == list(mapped.BATCHES)
+    assert all(seconds > 0 for pair in taken.values() for seconds in pair)
 
 
 class TestCases:

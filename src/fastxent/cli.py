@@ -206,7 +206,7 @@ def _info(arguments: argparse.Namespace) -> int:
         print(json.dumps({**describe(), "gpus": gpus}, indent=2))
     else:
         show_versions()
-        print(f"{'gpu':<16}{', '.join(gpus) if gpus else 'none'}")
+        print(f"{'gpu':<22}{', '.join(gpus) if gpus else 'none'}")
     return 0
 
 
