@@ -284,7 +284,7 @@ def test_an_output_folder_that_cannot_be(tmp_path, capsys):
     assert "cannot write into" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["demo", "--epochs", "3"]])
+@pytest.mark.parametrize("arguments", [["train"], ["demo", "--epochs", "3"]])
 def test_arguments_that_do_not_parse(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
@@ -408,3 +408,10 @@ def test_importing_the_command_line_is_light():
     heavy = [name for name in ("sklearn", "matplotlib", "torch", "numba") if importlib.util.find_spec(name)]
     code = f"import sys, fastxent.cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_no_command_shows_where_to_start(capsys):
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "start here:" in err

@@ -48,7 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     SystemExit
         From argparse: code 0 after ``--help``, code 2 for arguments that do not parse.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     arguments.typed = shlex.join(["fastxent", *(sys.argv[1:] if argv is None else argv)])
     try:
         code = arguments.run(arguments)
@@ -83,7 +87,7 @@ exit codes: 0 done; 1 failed on the way; 2 the request or its data cannot be use
 Progress is drawn on terminals only. NO_COLOR=1 keeps colours away, OMP_NUM_THREADS=N sets the threads.""",
     )
     parser.add_argument("--version", action="version", version=f"fastxent {describe()['fastxent']}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info | demo | bench")
+    commands = parser.add_subparsers(dest="command", metavar="info | demo | bench")
 
     info = commands.add_parser(
         "info",
