@@ -142,10 +142,11 @@ examples:
         formatter_class=teaching,
         description=f"""\
 Times fastxent's kernels and classifiers beside every peer that is installed (NumPy, SciPy, scikit-learn; Numba
-and PyTorch where they are) and writes {PAGE}, one file with tables, charts, this machine and the versions, and
-{RECORD} with every number. Each answer is checked against float64 before it is timed; the unit is a copy of the
-logits, timed between the runs. The whole suite takes up to an hour and needs up to 10 GiB of memory (what does
-not fit is left out and named), --quick about two minutes and 2 GiB. Ctrl-C keeps what was measured.""",
+and PyTorch where they are) and writes {PAGE}, one file with tables, charts, this machine and the
+versions, and {RECORD} with every number. Each answer is checked against float64 before it is
+timed; the unit is a copy of the logits, timed between the runs. The whole suite takes some ten minutes on two
+cores, as much again with MNIST, and 1.3 GiB of memory (what does not fit is left out and named); --quick takes a
+minute or two. Ctrl-C keeps what was measured.""",
         epilog=f"""\
 examples:
   fastxent bench --quick                            then open {PAGE}
