@@ -21,14 +21,13 @@ import numpy as np
 PATIENCE = 5.0  # seconds after which who waits looks whether anybody is left to come
 
 
-class Pointer:
+class Pointer(int):
     """What an address is to a kernel: the elements from some place of an array on."""
 
-    __slots__ = ("address", "memory", "offset")
-
-    def __init__(self, memory, offset=0):
+    def __new__(cls, memory, offset=0):
+        self = super().__new__(cls, memory.ctypes.data + int(offset) * memory.itemsize)
         self.memory, self.offset = memory, int(offset)
-        self.address = memory.ctypes.data + self.offset * memory.itemsize
+        return self
 
     def _at(self, index):
         at = self.offset + int(index)
@@ -45,7 +44,7 @@ class Pointer:
     def words(self, index):
         """Sixteen bytes as four words."""
         at = self._at(index)
-        if (self.address + int(index) * self.memory.itemsize) % 16:
+        if (self + int(index) * self.memory.itemsize) % 16:
             raise ValueError("16-byte access off a 16-byte boundary")
         many = 16 // self.memory.itemsize
         self._at(int(index) + many - 1)
@@ -245,7 +244,7 @@ class Kernel:
     launches = 0
 
     def __init__(self, function, signature):
-        self.function = function
+        self.function, self.signature = function, signature
         self.casts = [
             (lambda value: value)
             if str(kind).endswith("*")
@@ -276,6 +275,7 @@ class Kernel:
                 if errors:
                     raise errors[0]
 
+        launch.pointers = sum(str(kind).endswith("*") for kind in self.signature)
         return launch
 
 
@@ -317,7 +317,7 @@ def buffer(launch, array):
         memory = memory.view(np.uint8)
     pointer = Pointer(memory)
     strides = tuple(s // array.itemsize for s in array.strides)
-    return launch.Buffer(pointer, pointer.address, array.shape, strides, name, array)
+    return launch.Buffer(pointer, int(pointer), array.shape, strides, name, array)
 
 
 class Copy:

@@ -182,6 +182,7 @@ class Context(NamedTuple):
 
     stream: object
     empty: object
+    record: object = None
 
 
 class Policy(NamedTuple):

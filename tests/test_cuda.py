@@ -181,13 +181,13 @@ def test_arguments_of_a_launch(launch, monkeypatch):
     z, y = buffer((1000, 500, 1), "float32"), buffer((1000, 1), "int32")
     options = (None, None, None, 0.0, False, -100, 0.0, 2.0, 0.5, None)
     launch.softmax_launch(context, z, y, *options, None, None, z, None)
-    (make, _, kinds, grid, threads, stream, values), = calls  # fmt: skip
+    (make, _, kinds, grid, threads, where, values), = calls  # fmt: skip
     signature = kinds[0](*kinds[1:])
     assert make.__name__ == "resident_kernel"
     assert len(values) == len(signature)
     assert values[:3] == (z.pointer, z.pointer, y.pointer)
     assert values[3:7] == (launch.NULL,) * 4
-    assert (grid * 8 * 8 >= 1000, threads, stream) == (True, 256, "stream")
+    assert (grid * 8 * 8 >= 1000, threads, where) == (True, 256, context)
     assert values[-1] == 0.25  # the gradient's factor over the temperature
     # rows whose 16-byte boundaries differ from the gradient's have no vectors in common
     calls.clear()

@@ -46,9 +46,12 @@ def emulated():
         def module():
             return functions
 
-        def empty(self, shape, dtype):
+        def maker(self, shape, dtype):
             dtype = np.dtype(dtype)
-            return wrapped(np.full)(shape, math.nan if dtype.kind == "f" else 0, dtype)
+            return lambda: wrapped(np.full)(shape, math.nan if dtype.kind == "f" else 0, dtype)
+
+        def address(self, x):
+            return self.buffer(x).pointer
 
         def buffer(self, x):
             return cuda_emulator.buffer(launch, x)._replace(owner=x)
@@ -364,3 +367,69 @@ def test_mistakes(library):
         fx.softmax_cross_entropy(to(z), to(y), class_weight=to(np.ones(3, np.float32)))
     with pytest.raises(ValueError, match="backend: expected 'cuda' or None"):
         fx.softmax_cross_entropy(to(z), to(y), backend="numpy")
+
+
+def test_calls_that_were_made_before(library):
+    """Without checks, a call on other arrays of a layout repeats what the first one launched, and nothing else."""
+    from fastxent.losses import _repeated
+
+    to, back = library
+    rng = np.random.default_rng(3)
+    loss = fx.FocalLoss()
+    js = fx.JensenShannonLoss()
+    before = set(_repeated._programs)
+    for _ in range(3):
+        z, x = (rng.standard_normal((6, 37)).astype(np.float32) for _ in range(2))
+        y = rng.integers(0, 37, 6)
+        soft = rng.random((6, 37)).astype(np.float32)
+        weight = rng.random(6).astype(np.float32)
+        y[rng.integers(6)] = -100
+        double = z.astype(np.float64)
+        out, given = to(np.full_like(z, math.nan)), to(z)
+        value, grad = fx.softmax_cross_entropy_with_grad(
+            given, to(y), out=out, sample_weight=to(weight), check=False
+        )
+        assert grad is out
+        truth = reference.softmax(double, y, sample_weight=weight)
+        assert np.allclose(back(value), truth.loss, rtol=3e-6)
+        assert np.allclose(back(grad), truth.grad, atol=1e-6)
+        value, grad = fx.softmax_cross_entropy_with_grad(given, to(y), out=given, check=False)
+        assert grad is given
+        assert np.allclose(back(given), reference.softmax(double, y).grad, atol=1e-6)
+        grad = fx.softmax_cross_entropy_backward(2.0, to(z), to(y), check=False)
+        assert np.allclose(back(grad), 2 * reference.softmax(double, y).grad, atol=2e-6)
+        product = loss.hvp(to(z), to(y), to(x), check=False)
+        assert np.allclose(back(product), loss.hvp(double, y, x.astype(np.float64)), atol=1e-5)
+        value, _ = js.loss_grad(to(z), to(soft), check=False)
+        assert np.allclose(back(value), js.loss(double, soft.astype(np.float64)), rtol=1e-5)
+        value, grad = fx.sigmoid_cross_entropy_with_grad(to(z), to(soft), check=False)
+        expected = fx.sigmoid_cross_entropy_with_grad(double, soft.astype(np.float64))
+        assert np.allclose(back(value), expected[0], rtol=1e-5)
+        assert np.allclose(back(grad), expected[1], atol=1e-6)
+    programs = [_repeated._programs[key] for key in set(_repeated._programs) - before]
+    assert len(programs) == 6
+    assert None not in programs
+
+
+def test_what_is_not_repeated(library):
+    """Work outside the kernels, memory that cannot be told apart; what is refused is refused each time."""
+    from fastxent.losses import _repeated
+
+    to, back = library
+    z, y = problem()
+    double, given = z.astype(np.float64), to(z)
+    _repeated._programs.clear()
+    for _ in range(2):
+        losses = fx.softmax_cross_entropy(to(z), to(y), base=2, reduction="none", check=False)
+        expected = reference.softmax(double, y, base=2, reduction="none").losses
+        assert np.allclose(back(losses), expected, rtol=1e-5)
+        soft = to(np.abs(z))
+        loss = fx.sigmoid_cross_entropy(soft, soft, check=False)
+        assert np.allclose(back(loss), fx.sigmoid_cross_entropy(np.abs(double), np.abs(double), check=False))
+        with pytest.raises(ValueError, match="reduction: expected one of"):
+            fx.softmax_cross_entropy(given, to(y), reduction=["mean"], check=False)
+        with pytest.raises(TypeError, match="targets"):
+            fx.softmax_cross_entropy(given, y, check=False)
+        with pytest.raises(ValueError, match="sample_weight: expected"):
+            fx.softmax_cross_entropy(given, to(y), sample_weight=to(np.ones(5, np.float32)), check=False)
+    assert None in _repeated._programs.values()

@@ -50,7 +50,7 @@ class Emulator:
 
     def view(self, buffer, offset, shape, strides):
         pointer = self.tools.Pointer(buffer.pointer.memory, offset)
-        return buffer._replace(pointer=pointer, address=pointer.address, shape=shape, strides=strides)
+        return buffer._replace(pointer=pointer, address=int(pointer), shape=shape, strides=strides)
 
 
 class Gpu:

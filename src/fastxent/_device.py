@@ -72,9 +72,13 @@ class Library:
         """An array in C order, copied where it is not."""
         return self.module().ascontiguousarray(x)
 
+    def maker(self, shape, dtype):
+        """A function of nothing that returns fresh memory."""
+        return functools.partial(self.module().empty, shape, dtype=dtype)
+
     def empty(self, shape, dtype):
         """Fresh memory."""
-        return self.module().empty(shape, dtype=dtype)
+        return self.maker(shape, dtype)()
 
     def empty_like(self, x):
         """Fresh memory in the layout of an array."""
@@ -96,6 +100,10 @@ class Library:
         """An array in a dtype, itself where it is of that."""
         return x.astype(dtype, copy=False)
 
+    def scale(self, x, factor):
+        """Multiply an array in place."""
+        x *= factor
+
     def matmul(self, a, b, out):
         """Put a b into `out`."""
         self.module().matmul(a, b, out=out)
@@ -112,6 +120,11 @@ class Library:
         return _records()[0](
             address, address, tuple(x.shape), tuple(s // itemsize for s in strides), self.dtype(x), x
         )
+
+    def place(self, x):
+        """(layout, address); an array of an equal layout can take the other's place in a launch."""
+        address = self.address(x)
+        return (x.shape, x.strides, x.dtype, address % 16), address
 
     def context(self):
         """The current stream, and scratch memory."""
@@ -180,11 +193,20 @@ class Torch(Library):
     def contiguous(self, x):
         return x.contiguous()
 
-    def empty(self, shape, dtype):
-        return self.module().empty(shape, dtype=self._dtype(dtype), device=self.like.device)
+    def maker(self, shape, dtype):
+        return functools.partial(
+            self.module().empty, shape, dtype=self._dtype(dtype), device=self.like.device
+        )
 
     def empty_like(self, x):
         return self.module().empty_like(x.detach())
+
+    def address(self, x):
+        return x.data_ptr()
+
+    def place(self, x):
+        address = x.data_ptr()
+        return (x.shape, x.stride(), x.dtype, x.get_device(), address % 16), address
 
     def zeros(self, shape, dtype):
         return self.module().zeros(shape, dtype=self._dtype(dtype), device=self.like.device)
@@ -244,8 +266,8 @@ class Numba(Library):
             raise ValueError("expected an array in C order; Numba's arrays cannot be copied into one")
         return x
 
-    def empty(self, shape, dtype):
-        return self.module().device_array(shape, dtype)
+    def maker(self, shape, dtype):
+        return functools.partial(self.module().device_array, shape, dtype)
 
     def empty_like(self, x):
         x = self.module().as_cuda_array(x, sync=False)
@@ -263,7 +285,13 @@ class Numba(Library):
         raise TypeError("grad_loss: expected a number, or one per row, with arrays of Numba")
 
     def address(self, x):
-        return x.device_ctypes_pointer.value or 0
+        return x.__cuda_array_interface__["data"][0]
+
+    def place(self, x):
+        given = x.__cuda_array_interface__
+        address = given["data"][0]
+        kind = given["shape"], given.get("strides"), given["typestr"], given.get("mask")
+        return (*kind, address % 16), address
 
     def buffer(self, x):
         return super().buffer(self.module().as_cuda_array(x, sync=False))

@@ -95,7 +95,7 @@ def curvature(
     )  # fmt: skip
     arguments = (logits.dtype, real, lanes, soft, mode)
     kinds = (_curvature_signature, logits.dtype, targets.dtype if not soft else real_name(logits.dtype), real)
-    launch.run(curvatures.curvature_kernel, arguments, kinds, grid, threads, context.stream, values)
+    launch.run(curvatures.curvature_kernel, arguments, kinds, grid, threads, context, values)
 
 
 def real_name(dtype):
@@ -126,7 +126,7 @@ def boost(context, margins, labels, sample_weight, class_weight, factor, floor, 
         flags, factor, floor,
     )  # fmt: skip
     kinds = (_boost_signature, margins.dtype)
-    launch.run(boosts.boost_kernel, (margins.dtype, lanes), kinds, grid, threads, context.stream, values)
+    launch.run(boosts.boost_kernel, (margins.dtype, lanes), kinds, grid, threads, context, values)
 
 
 # -------------------------------------------------------------------------------------------------------------- shards
@@ -152,7 +152,7 @@ def partial_rows(context, logits, labels, start, m_out, r_out, t_out, Z_out):
     given = (logits, labels, m_out, r_out, t_out, Z_out)
     values = (*map(launch._pointer, given), n_rows, n_columns, *logits.strides, start)
     kinds = (_state_signature, logits.dtype)
-    launch.run(partial.state_kernel, (logits.dtype, lanes), kinds, grid, threads, context.stream, values)
+    launch.run(partial.state_kernel, (logits.dtype, lanes), kinds, grid, threads, context, values)
 
 
 def partial_grad(context, logits, labels, start, m, r, t, pull, weight, spread, share, grad_out):
@@ -166,7 +166,7 @@ def partial_grad(context, logits, labels, start, m, r, t, pull, weight, spread, 
         *map(launch._pointer, given), n_rows, n_columns, *logits.strides, *grad_out.strides, start, spread, share,
     )  # fmt: skip
     kinds = (_shard_signature, logits.dtype)
-    launch.run(partial.grad_kernel, (logits.dtype, lanes), kinds, grid, threads, context.stream, values)
+    launch.run(partial.grad_kernel, (logits.dtype, lanes), kinds, grid, threads, context, values)
 
 
 # ------------------------------------------------------------------------------------------------------------- regions
@@ -204,7 +204,7 @@ def region_sums(context, values, targets, sample_weight, activation, soft_labels
     n_groups = regions * sums_out.shape[1]
     if n_groups == 0:
         return
-    dtype, stream, threads = values.dtype, context.stream, launch.SIZES.neighbours
+    dtype, threads = values.dtype, launch.SIZES.neighbours
     n_rows = regions * outer * inner
     states = None
     if activation == "softmax" and n_rows:
@@ -212,7 +212,7 @@ def region_sums(context, values, targets, sample_weight, activation, soft_labels
         lanes, each, grid = _teams(n_rows, n_classes, inner)
         numbers = (values.pointer, states.pointer, n_rows, *values.shape[1:], *values.strides)
         launch.run(
-            region.rows_kernel, (dtype, lanes), (_region_rows_signature, dtype), grid, each, stream, numbers
+            region.rows_kernel, (dtype, lanes), (_region_rows_signature, dtype), grid, each, context, numbers
         )
     count = outer * inner * (1 if per_class else n_classes)
     chunks = max(1, min(-(-count // (16 * threads)), 1024))
@@ -225,9 +225,9 @@ def region_sums(context, values, targets, sample_weight, activation, soft_labels
     )  # fmt: skip
     arguments = (dtype, activation, bool(soft_labels), per_class)
     kinds, grid = (_region_sums_signature, dtype), (chunks, min(n_groups, 65535))
-    launch.run(region.sums_kernel, arguments, kinds, grid, threads, stream, numbers)
+    launch.run(region.sums_kernel, arguments, kinds, grid, threads, context, numbers)
     numbers = (partials.pointer, sums_out.pointer, n_groups, chunks)
-    launch.run(region.total_kernel, (), (_region_total_signature,), *_totals_of(n_groups), stream, numbers)
+    launch.run(region.total_kernel, (), (_region_total_signature,), *_totals_of(n_groups), context, numbers)
 
 
 @functools.cache
@@ -247,7 +247,7 @@ def region_losses(context, sums, alpha, beta, smooth, scale, losses_out, slopes_
         return
     numbers = (sums.pointer, losses_out.pointer, slopes_out.pointer, n_groups, alpha, beta, smooth, scale)
     kinds = (_region_loss_signature,)
-    launch.run(region.loss_kernel, (), kinds, *_totals_of(n_groups), context.stream, numbers)
+    launch.run(region.loss_kernel, (), kinds, *_totals_of(n_groups), context, numbers)
 
 
 def region_grad(
@@ -268,7 +268,7 @@ def region_grad(
     )  # fmt: skip
     arguments = (values.dtype, lanes, activation, bool(soft_labels), slopes.shape[1] == n_classes)
     kinds = (_region_grad_signature, values.dtype)
-    launch.run(region.grad_kernel, arguments, kinds, grid, threads, context.stream, numbers)
+    launch.run(region.grad_kernel, arguments, kinds, grid, threads, context, numbers)
 
 
 # --------------------------------------------------------------------------------------------------------- divergences
@@ -339,7 +339,7 @@ def _divergence(
     real = real_name(logits.dtype)
     arguments = (logits.dtype, real, lanes, kind, family, mode)
     kinds = (_divergence_signature, logits.dtype, teacher.dtype if kind == "labels" else real)
-    launch.run(divergences.divergence_kernel, arguments, kinds, grid, threads, context.stream, values)
+    launch.run(divergences.divergence_kernel, arguments, kinds, grid, threads, context, values)
     return partials
 
 
@@ -389,9 +389,7 @@ def solve(context, terms, damping, rhs, x_out):
         *map(launch._pointer, given), n_rows, n_classes, inner, *damping.strides, *rhs.strides, *x_out.strides
     )  # fmt: skip
     kinds = (_solve_signature, x_out.dtype)
-    launch.run(
-        solving.solve_kernel, (x_out.dtype, lanes, groups), kinds, grid, threads, context.stream, values
-    )
+    launch.run(solving.solve_kernel, (x_out.dtype, lanes, groups), kinds, grid, threads, context, values)
 
 
 def _system(
@@ -416,4 +414,4 @@ def _system(
         (logits.dtype, real, lanes, soft),
         (_system_signature, logits.dtype, real if soft else targets.dtype),
     )
-    launch.run(solving.system_kernel, arguments, kinds, grid, threads, context.stream, values)
+    launch.run(solving.system_kernel, arguments, kinds, grid, threads, context, values)

@@ -52,10 +52,14 @@ class Buffer(NamedTuple):
 
 
 class Context(NamedTuple):
-    """Where work is queued and where scratch memory comes from: `empty(shape, dtype name)` -> Buffer."""
+    """Where work is queued, where scratch memory comes from, and who else is told of a launch.
+
+    `empty(shape, dtype name)` -> Buffer; `record(queued kernel, its arguments)`, or None.
+    """
 
     stream: object
     empty: object
+    record: object = None
 
 
 class Sizes(NamedTuple):
@@ -345,7 +349,7 @@ def softmax_launch(
     w_step = 0 if sample_weight is None else sample_weight.strides[0]
     tail = (*before, w_step, ignore, *after, scale / temperature)
     if chunks is None:
-        run(make, arguments, kinds, grid, threads, context.stream, head + tail)
+        run(make, arguments, kinds, grid, threads, context, head + tail)
         return partials
     grad, saved = grad_out is not None, regime == "saved"
     states = lse
@@ -355,10 +359,10 @@ def softmax_launch(
         values = (head[0], head[2], states.pointer, *before[1:3], before[4], base2, chunks)
         kind = (_partial_signature, dtype, targets.dtype)
         options = (dtype, smooth, threads, SIZES.chunk)
-        run(softmax.partial_kernel, options, kind, grid, threads, context.stream, values)
+        run(softmax.partial_kernel, options, kind, grid, threads, context, values)
     if grad or not saved:
         values = (*head, states.pointer, *tail, temperature, chunks)
-        run(make, arguments, kinds, grid if grad else n_rows, threads, context.stream, values)
+        run(make, arguments, kinds, grid if grad else n_rows, threads, context, values)
     return None if saved else partials
 
 
@@ -439,7 +443,7 @@ def _careful(
     )  # fmt: skip
     arguments = (logits.dtype, lanes, soft, grad_out is not None)
     kinds = (_careful_signature, logits.dtype, targets.dtype)
-    run(careful.careful_kernel, arguments, kinds, grid, threads, context.stream, values)
+    run(careful.careful_kernel, arguments, kinds, grid, threads, context, values)
     return partials
 
 
@@ -469,7 +473,7 @@ def totals_launch(context, targets, sample_weight, class_weight, n_classes, igno
     numbers = (n_rows, n_classes, inner, *targets.strides, *w_strides)
     given = sample_weight if sample_weight is not None else class_weight
     kinds = (_totals_signature, targets.dtype, "float32" if given is None else given.dtype)
-    queue = (grid, SIZES.totals, context.stream)
+    queue = (grid, SIZES.totals, context)
     if soft:
         values = (*pointers, *numbers, flags)
         run(totals.soft_totals_kernel, (), kinds, *queue, values)
@@ -493,7 +497,7 @@ def combine(context, partials, out, factor, denominator, empty):
         (_combine_signature, out.dtype),
         1,
         SIZES.totals,
-        context.stream,
+        context,
         values,
     )
 
@@ -546,7 +550,7 @@ def sigmoid(
     values = (*map(_pointer, buffers), n, head, flags, label_smoothing, a, b, c, scale)
     arguments = (logits.dtype, targets.dtype, grad, number)
     kinds = (_flat_signature, logits.dtype, targets.dtype)
-    run(elements.flat_kernel, arguments, kinds, grid, threads, context.stream, values)
+    run(elements.flat_kernel, arguments, kinds, grid, threads, context, values)
     return partials
 
 
@@ -587,7 +591,7 @@ def _two_axes(
     hess = "" if hess_out is None else "upper" if policy.upper else "exact"
     arguments = (values_in.dtype, targets.dtype, grad_out is not None, hess, probabilities)
     kinds = (_strided_signature, values_in.dtype, targets.dtype)
-    run(elements.strided_kernel, arguments, kinds, grid, threads, context.stream, values)
+    run(elements.strided_kernel, arguments, kinds, grid, threads, context, values)
     return partials
 
 
@@ -604,7 +608,7 @@ def weight_total(context, weight):
         (_weights_signature, weight.dtype),
         grid,
         threads,
-        context.stream,
+        context,
         values,
     )
     total = context.empty((1,), "float64")

@@ -42,9 +42,12 @@ def configured(make, arguments, kinds, grid, threads, stream):
     return _Direct(launch, signature(*names), grid, threads)
 
 
-def run(make, arguments, kinds, grid, threads, stream, values):
-    """Queue one launch."""
-    configured(make, arguments, kinds, grid, threads, stream)(*values)
+def run(make, arguments, kinds, grid, threads, context, values):
+    """Queue one launch on the context's stream."""
+    launch = configured(make, arguments, kinds, grid, threads, context.stream)
+    launch(*values)
+    if context.record is not None:
+        context.record(launch, values)
 
 
 @functools.cache
@@ -73,13 +76,19 @@ class _Direct:
     Parameters
     ----------
     launch : numba's configured kernel
-    signature : tuple of numba types
+    signature : tuple of numba types, the pointers first
     grid : int or tuple
     threads : int
+
+    Attributes
+    ----------
+    pointers : int
+        How many of the arguments are addresses.
     """
 
     def __init__(self, launch, signature, grid, threads):
         self._launch = launch
+        self.pointers = sum(isinstance(kind, types.CPointer) for kind in signature)
         codes = [_code(kind) for kind in signature]
         self._pack = struct.Struct("@" + "".join(codes)).pack_into
         offsets, end = [], ""

@@ -12,8 +12,7 @@ import numpy as np
 
 from .. import _checks, _device
 from ._base import Loss
-from ._elementwise import ElementCall
-from ._on_device import DeviceElementCall
+from ._elementwise import ElementCall, device_call
 
 __all__ = ["AsymmetricLoss", "BinaryFocalLoss"]
 
@@ -63,7 +62,8 @@ def focal_upper(z, y, weight, gamma, one, zero):
 def member_call(member, z, y, sample_weight, reduction, backend, num_threads, check):
     """The checked call where the logits are: on a CUDA device, or in memory."""
     if _device.is_device(z):
-        return DeviceElementCall(z, y, sample_weight, None, 0.0, reduction, None, backend, check, member)
+        options = (sample_weight, None, 0.0, reduction, None)
+        return device_call(z, y, *options, backend, check, member=tuple(member))
     return MemberCall(member, z, y, sample_weight, reduction, backend, num_threads, check)
 
 

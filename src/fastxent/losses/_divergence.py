@@ -7,6 +7,7 @@ are no class weights, smoothing or logit bias here: a divergence with weights is
 Smooth the targets or shift the logits before the call.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from .. import _checks, _device
 from ._base import Loss, Term, writable_rows, write_back
 from ._on_device import DeviceDivergenceCall
+from ._repeated import Repeated
 from ._softmax import SoftmaxCall, SoftmaxCrossEntropy, SoftmaxOptions, check_softmax_options
 
 __all__ = ["BootstrappingLoss", "DistillationLoss", "JensenShannonLoss"]
@@ -155,7 +157,13 @@ def divergence_call(loss, family, beta, factor, arguments, teacher=None):
     )
     given = (logits, targets, sample_weight, reduction, options, threads, backend, check)
     if _device.is_device(logits):
-        return DeviceDivergenceCall(family, beta, factor, given, teacher, check_softmax_options(options))
+        scalars = check_softmax_options(options)
+        make = functools.partial(DeviceDivergenceCall, family, beta, factor, given, teacher, scalars)
+        if check:
+            return make()
+        kept = (options.axis, options.base, options.empty, teacher is None)
+        known = (reduction, backend, family, beta, factor, scalars, *kept)
+        return Repeated(make, (logits, targets, sample_weight, teacher), known)
     return DivergenceCall(family, beta, factor, given, teacher)
 
 

@@ -1,5 +1,6 @@
 """Elementwise losses of logits and of probabilities: one checked call of the kernels, and the functions over it."""
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ import numpy as np
 from .. import _backend, _checks, _device
 from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, as_tuple, upstream
 from ._on_device import DeviceElementCall
+from ._repeated import Repeated
 
 __all__ = [
     "SigmoidCrossEntropy",
@@ -177,11 +179,19 @@ class ElementCall(Call):
         return Hessian(self.problem.source, None, diagonal, (), self.core, self.threads)
 
 
+def device_call(logits, targets, weight, pos_weight, smoothing, reduction, base, backend, check, **which):
+    """The call on a device, repeated where it checks nothing; `which` loss, and of logits or probabilities."""
+    arrays = (logits, targets, weight, pos_weight)
+    options = (smoothing, reduction, base)
+    make = functools.partial(DeviceElementCall, *arrays, *options, backend, check, **which)
+    return make() if check else Repeated(make, arrays, (*options, type(smoothing), backend, *which.values()))
+
+
 def sigmoid_call(logits, targets, weight, pos_weight, smoothing, reduction, base, threads, backend, check):
     """The checked call where the logits are: on a CUDA device, or in memory."""
     options = (weight, pos_weight, smoothing, reduction, base)
     if _device.is_device(logits):
-        return DeviceElementCall(logits, targets, *options, backend, check)
+        return device_call(logits, targets, *options, backend, check)
     return ElementCall("sigmoid_elements", logits, targets, *options, threads, backend, check)
 
 
@@ -189,7 +199,7 @@ def binary_call(values, targets, weight, pos_weight, smoothing, reduction, base,
     """The checked call where the probabilities are: on a CUDA device, or in memory."""
     options = (weight, pos_weight, smoothing, reduction, base)
     if _device.is_device(values):
-        return DeviceElementCall(values, targets, *options, backend, check, name="probabilities")
+        return device_call(values, targets, *options, backend, check, name="probabilities")
     return ElementCall("binary_elements", values, targets, *options, threads, backend, check)
 
 

@@ -229,7 +229,7 @@ class DeviceSoftmaxCall(_DeviceCall):
             return None, gradient, None, None
         if per_row is not None:
             if self.unit != 1.0:
-                per_row *= self.unit
+                library.scale(per_row, self.unit)
             return per_row, gradient, curvature, lse_array
         empty = 0.0 if self.options.empty == "zero" else math.nan
         loss = self.reduced(context, partials, total, known, empty)
@@ -448,7 +448,7 @@ class DeviceElementCall(_DeviceCall):
             self.refuse_values(values_flag, n)
         if per_element is not None:
             if self.unit != 1.0:
-                per_element *= self.unit
+                library.scale(per_element, self.unit)
             return per_element, gradient, curvature
         return self.reduced(context, partials, total, known, 0.0), gradient, curvature
 
@@ -460,7 +460,7 @@ class DeviceElementCall(_DeviceCall):
         """Hessian times `x`: the Hessian of an elementwise loss is diagonal."""
         x = self.vector(x)
         hess = self.run(hess=True)[2]
-        hess *= x
+        self.library.scale(hess, x)
         return hess
 
     def backward(self, grad_loss, out):

@@ -11,6 +11,7 @@ import numpy as np
 from .. import _backend, _checks, _device
 from ._base import XGBOOST_FLOOR, Call, Hessian, Loss, Term, as_tuple, upstream, writable_rows, write_back
 from ._on_device import DeviceSoftmaxCall
+from ._repeated import Repeated
 
 __all__ = [
     "SoftmaxCrossEntropy",
@@ -318,12 +319,29 @@ class SoftmaxCall(Call):
         return (*arrays, *self.scalars, scale)
 
 
-def softmax_call(logits, targets, sample_weight, reduction, options, *rest):
+def softmax_call(
+    logits,
+    targets,
+    sample_weight,
+    reduction,
+    options,
+    num_threads,
+    backend,
+    check,
+    member=CROSS_ENTROPY,
+    alpha=None,
+):
     """The checked call where the logits are: on a CUDA device, or in memory."""
-    if _device.is_device(logits):
-        scalars = check_softmax_options(options)
-        return DeviceSoftmaxCall(logits, targets, sample_weight, reduction, options, *rest, scalars=scalars)
-    return SoftmaxCall(logits, targets, sample_weight, reduction, options, *rest)
+    arrays = (logits, targets, sample_weight)
+    rest = (reduction, options, num_threads, backend, check, member, alpha)
+    if not _device.is_device(logits):
+        return SoftmaxCall(*arrays, *rest)
+    scalars = check_softmax_options(options)
+    make = functools.partial(DeviceSoftmaxCall, *arrays, *rest, scalars=scalars)
+    if check or alpha is not None or options.class_weight is not None or options.logit_bias is not None:
+        return make()
+    kept = (options.axis, type(options.axis), options.base, options.empty)
+    return Repeated(make, arrays, (reduction, backend, member, scalars, *kept))
 
 
 # ------------------------------------------------------------------------------------------------- softmax: functions
@@ -652,7 +670,7 @@ def softmax_cross_entropy_backward(
         empty,
     )
     call = softmax_call(logits, targets, sample_weight, reduction, options, num_threads, backend, check)
-    if isinstance(call, DeviceSoftmaxCall):
+    if _device.is_device(logits):
         return call.backward(grad_loss, out, lse)
     if lse is not None:
         shape = np.shape(lse)
