@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.metadata
 import importlib.util
+import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +26,11 @@ def bench():
     spec = importlib.util.spec_from_file_location("fastxent_gpu_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    ORIGINAL.update({name: getattr(module, name) for name in ("microseconds", "seconds", "extra_memory")})
     return module
 
 
+ORIGINAL = {}
 REPORT = {
     "date": "2026-01-02",
     "device": "NVIDIA H200",
@@ -93,7 +100,7 @@ def test_report(bench, tmp_path):
     assert json.loads(numbers.read_text()) == REPORT
     assert text.name == "2026-01-02-NVIDIA-H200.md"
     lines = text.read_text().splitlines()
-    assert "| 8192 x 32768 | float32 | fused | 600 | 3.58 | 0.89 | 1e+04 |  |  |" in lines
+    assert "| 8192 x 32768 | float32 | fused | 600 | 3.58 | 0.89 | 1e+04 |  |  |  |" in lines
     assert "- 16 x 131072 float16 fused: it broke" in lines
     assert "| a call | 12.5 |" in lines
     assert "| 65536 x 100 hvp | float32 | 50 | 2e-07 |" in lines
@@ -107,10 +114,11 @@ def in_memory(bench, monkeypatch):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     cuda_twin.install(monkeypatch)
     monkeypatch.setattr(bench, "DEVICE", "cpu")
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)  # which knows no memory
     monkeypatch.setattr(bench, "microseconds", lambda torch, calls, repeats=30: (calls[0](), 1.0)[1])
     monkeypatch.setattr(bench, "seconds", lambda torch, call: (call(), 1.0)[1])
     monkeypatch.setattr(bench, "extra_memory", lambda torch, call: 0)
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     return torch
 
 
@@ -118,7 +126,7 @@ def test_general_part(bench, in_memory, monkeypatch):
     """Every call agrees with itself in float64."""
     monkeypatch.setattr(bench, "GENERAL", [(6, 5)])
     errors = {}
-    rows = bench.general_rows(in_memory, False, errors)
+    rows = list(bench.general_rows(in_memory, False, errors))
     assert set(errors) == set()
     assert len(rows) == 7 * len(bench.DTYPES)
     limits = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2e-2}
@@ -129,7 +137,7 @@ def test_linear_part(bench, in_memory, monkeypatch):
     """Every column is there; nothing fails."""
     monkeypatch.setattr(bench, "LINEAR", [(40, 6, 50)])
     errors = {}
-    rows = bench.linear_rows(in_memory, False, errors)
+    rows = list(bench.linear_rows(in_memory, False, errors))
     assert errors == {}
     assert [row["dtype"] for row in rows] == list(bench.DTYPES)
     for row in rows:
@@ -140,17 +148,152 @@ def test_linear_part(bench, in_memory, monkeypatch):
 
 def test_estimators_part(bench, in_memory, monkeypatch):
     monkeypatch.setattr(bench, "ROWS", 1000)
+    monkeypatch.setattr(bench, "STEPS", 5)
     errors = {}
-    rows = bench.estimators(in_memory, True, errors)
+    rows = list(bench.estimators(in_memory, True, errors))
     assert errors == {}
     assert all(row["cuda"] == row["cpu"] == row["torch"] == 1.0 for row in rows)
     assert len(rows) == 2
 
 
+class Event:
+    """A moment on a device that takes no time."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        pass
+
+    synchronize = record
+
+    def elapsed_time(self, other):
+        return 1.0
+
+
+class Graph:
+    """A recorded graph, whose replay does nothing."""
+
+    def replay(self):
+        pass
+
+
+@pytest.fixture
+def on_a_device(bench, in_memory, monkeypatch):
+    """The whole script on tensors in memory: what only a device has stands still; peers by PyTorch."""
+    torch = in_memory
+    loss_of = torch.nn.functional.cross_entropy
+    cuda = {
+        "synchronize": lambda: None,
+        "Event": Event,
+        "empty_cache": lambda: None,
+        "get_device_name": lambda: "a device in memory",
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 0,
+        "max_memory_allocated": lambda: 0,
+        "CUDAGraph": Graph,
+        "graph": lambda graph: contextlib.nullcontext(),
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("microseconds", "seconds", "extra_memory"):  # the script's own again
+        monkeypatch.setattr(bench, name, ORIGINAL[name])
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    functions = SimpleNamespace(
+        liger_cross_entropy=loss_of,
+        liger_fused_linear_cross_entropy=lambda x, w, y: loss_of(torch.nn.functional.linear(x, w), y),
+    )
+    for name in ("liger_kernel", "liger_kernel.transformers", "liger_kernel.transformers.functional"):
+        monkeypatch.setitem(sys.modules, name, functions)
+    peer = SimpleNamespace(forward=loss_of, backward=lambda *p: None, fused=lambda *p: None)
+    found = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: True), metadata=importlib.metadata)
+    monkeypatch.setattr(bench, "importlib", found)
+    monkeypatch.setattr(bench, "triton_peer", lambda: peer)
+    monkeypatch.setattr(bench, "own_copy", lambda: lambda *values: None)
+    monkeypatch.setattr(bench, "need_gpu", lambda: torch)
+    small = {"SHAPES": [(5, 40), (64, 10)], "LINEAR": [(40, 6, 50)], "GENERAL": [(6, 5)], "BATCHES": (64,)}
+    small |= {
+        "ROWS": 200,
+        "STEPS": 2,
+        "ELEMENTS": 1 << 10,
+        "CACHE": 1 << 10,
+        "COPIED": 1 << 10,
+        "REPEATS": 2,
+        "HOST": 2,
+    }
+    for name, value in small.items():
+        assert hasattr(bench, name)
+        monkeypatch.setattr(bench, name, value)
+    return torch
+
+
+def test_every_part(bench, on_a_device, monkeypatch, tmp_path):
+    """All of the script once, without a GPU: no part fails, peers have their columns, rows are written as they come."""
+    commands, written = [], []
+
+    def ran(command, **options):
+        commands.append(command)
+        if "racecheck" in command:
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        return SimpleNamespace(returncode=0, stdout="driver\n3 passed", stderr="")
+
+    write = bench.write
+    monkeypatch.setattr(bench.subprocess, "run", ran)
+    monkeypatch.setattr(bench.shutil, "which", lambda program: program)
+    monkeypatch.setattr(bench, "write", lambda *a: (written.append(1), write(*a))[1])
+    assert bench.main(["--out", str(tmp_path), "--only", "ceilings"]) == 0
+    assert bench.main(["--out", str(tmp_path), "--only", *bench.PARTS[1:]]) == 0
+    (numbers,) = tmp_path.glob("*.json")
+    report = json.loads(numbers.read_text())
+    assert report["errors"] == {}
+    assert set(bench.PARTS) <= set(report)  # the first run's part too
+    assert [command[0] for command in commands[-3:]] == [sys.executable, *["compute-sanitizer"] * 2]
+    assert "-n" in commands[-3]
+    assert report["checks"]["tests"] == "passed: 3 passed"
+    assert report["checks"]["racecheck"].startswith("not finished in ")
+    grid = report["grid"]
+    assert len(grid) == 2 * 3 * 4 + 3
+    peers = {row["mode"]: set(row) & set(bench.PEERS) for row in grid[:4]}
+    assert peers["forward"] == peers["fused"] == {"torch", "compile", "triton"}
+    assert peers["backward"] == {"triton"}
+    assert peers["in place"] == {"triton", "liger"}
+    assert len(written) > len(grid) + len(report["general"]) + len(report["linear"])
+    assert float(report["checks"]["largest error 64 x 10 float32"]) < 1e-5
+
+
+def test_time_that_is_over(bench, on_a_device, monkeypatch, tmp_path):
+    """A part is cut off after the row that took too long, and said so; the next ones are not begun."""
+    clock = SimpleNamespace(
+        monotonic=functools.partial(next, itertools.count(0, 40)), perf_counter=lambda: 0.0
+    )
+    monkeypatch.setattr(bench, "time", clock)
+    assert bench.main(["--out", str(tmp_path), "--only", "general", "linear", "--minutes", "1"]) == 1
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert len(report["general"]) == 1
+    assert report["errors"]["general"].startswith("cut off")
+    assert report["errors"]["linear"].startswith("not begun")
+
+
+def test_the_triton_kernel():
+    """tests/test_cuda_peer.py in Triton's interpreter, which needs a process of its own."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    test = Path(__file__).with_name("test_cuda_peer.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-p", "no:cacheprovider", str(test)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "9 passed" in done.stdout
+
+
 @pytest.mark.parametrize("part", ["ceilings", "checks", "grid", "general", "linear", "estimators", "launch"])
 def test_arguments(bench, part, monkeypatch, tmp_path):
     """--only takes every part; what fails in one is in the report, and the status says so."""
-    names = {"ceilings": "ceilings", "checks": "tests", "grid": "grid", "linear": "linear_rows"}
+    names = {"ceilings": "ceilings", "checks": "largest_error", "grid": "grid", "linear": "linear_rows"}
     names["general"] = "general_rows"
     names |= {"estimators": "estimators", "launch": "launch_cost"}
     ran = []

@@ -1,15 +1,17 @@
-"""Everything that has to be known of the CUDA kernels on a GPU, in one run of about ten minutes.
+"""Everything that has to be known of the CUDA kernels on a GPU, in one run of at most 25 minutes.
 
     python benchmarks/gpu/run.py                    all of it
     python benchmarks/gpu/run.py --only grid --quick
+    python benchmarks/gpu/run.py --minutes 9 --only ceilings launch grid    the rest on another day, or later that day
 
 Versions; the rates at which this GPU copies, reads and fills; the GPU's tests, and large problems against float64
 over poisoned outputs; compute-sanitizer on small cases; loss and gradient over shapes, dtypes and modes beside PyTorch
-eager, torch.compile and Liger, as a share of the rates measured in the same run; linear_cross_entropy, time and
-memory, beside its products alone, PyTorch and Liger; fits of both classifiers beside the CPU and PyTorch; what a
-launch costs the host. Inputs rotate through more memory than the cache holds; times are medians of events on the
-device. Writes <date>-<GPU>.json and .md to `benchmarks/gpu/results/`. Needs PyTorch for the arrays and the baselines,
-CuPy for the classifiers; without a GPU it says so and ends with status 2.
+eager, torch.compile, a kernel in Triton and Liger, as a share of the rates measured in the same run;
+linear_cross_entropy, time and memory, beside its products alone, PyTorch and Liger; fits of both classifiers beside the
+CPU and PyTorch; what a launch costs the host. Inputs rotate through more memory than the cache holds; times are medians
+of events on the device. Writes <date>-<GPU>.json and .md to `benchmarks/gpu/results/` after every row, so that a run
+that is cut off leaves what it measured; a second run on the same day adds its parts. Needs PyTorch for the arrays and
+the baselines, CuPy for the classifiers; without a GPU it says so and ends with status 2.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import datetime
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import math
 import shutil
@@ -44,6 +47,7 @@ LINEAR = [(8192, 1024, 32768), (8192, 4096, 131072), (32768, 512, 50257)]  # row
 BATCHES = (64, 256, 1024)
 GENERAL = [(65536, 100), (4096, 32768)]  # of the general kernels
 ROWS = 60000  # of the fits
+STEPS = 100  # of the logistic regressions
 DEVICE = "cuda"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MODES = ("forward", "backward", "fused", "in place")
@@ -61,6 +65,9 @@ PACKAGES = (
     "cupy-cuda13x",
 )
 CACHE = 1 << 28  # bytes that inputs rotate through at least
+COPIED = 1 << 29  # float32 of each of the two buffers that the ceilings are measured with
+REPEATS = 30  # launches that a median is of
+HOST = 2000  # calls that the host's cost is a mean of
 
 
 def bytes_moved(n_rows, n_classes, itemsize, mode):
@@ -89,6 +96,7 @@ def share(row, ceilings):
     return None if not ceiling or row.get("us") is None else row["bytes"] / row["us"] / 1e6 / ceiling
 
 
+PEERS = {"torch": "torch", "compile": "torch.compile", "triton": "Triton", "liger": "Liger"}
 LINEAR_COLUMNS = ("products alone", "torch", "torch.compile", "Liger", "extra memory / logits", "torch's")
 
 
@@ -108,14 +116,14 @@ def table(report):
         lines.append(f"- {name}: {outcome}")
     lines += [
         "",
-        "| problem | dtype | mode | us | TB/s | share | torch | torch.compile | Liger |",
-        "|---|" + "---|" * 8,
+        f"| problem | dtype | mode | us | TB/s | share | {' | '.join(PEERS.values())} |",
+        "|---|" + "---|" * (5 + len(PEERS)),
     ]
     for row in report.get("grid", []):
         cells = [row["problem"], row["dtype"], row["mode"], number(row.get("us"), 4)]
         rate = None if row.get("us") is None else row["bytes"] / row["us"] / 1e6
         cells += [number(rate), number(share(row, ceilings), 2)]
-        cells += [number(row.get(peer), 4) for peer in ("torch", "compile", "liger")]
+        cells += [number(row.get(peer), 4) for peer in PEERS]
         lines.append("| " + " | ".join(cells) + " |")
     if report.get("general"):
         lines += ["", "| general kernels | dtype | us | largest error against float64 |", "|---|---|---|---|"]
@@ -148,11 +156,15 @@ def table(report):
     return "\n".join(lines) + "\n"
 
 
+def stem(report):
+    """Name of a report's files, without their suffix."""
+    return f"{report['date']}-{report['device'].replace(' ', '-')}"
+
+
 def write(report, folder):
     """Both files of a report; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{report['date']}-{report['device'].replace(' ', '-')}"
-    paths = folder / f"{stem}.json", folder / f"{stem}.md"
+    paths = folder / f"{stem(report)}.json", folder / f"{stem(report)}.md"
     paths[0].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     paths[1].write_text(table(report), encoding="utf-8")
     return paths
@@ -201,13 +213,13 @@ def _missing(why):
 # ------------------------------------------------------------------------------------------------------- timing
 
 
-def microseconds(torch, calls, repeats=30):
+def microseconds(torch, calls, repeats=None):
     """Median time on the device of one call; the calls of a list rotate, so that each finds its input out of cache."""
     for call in calls:
         call()
     torch.cuda.synchronize()
     times = []
-    for i in range(repeats):
+    for i in range(repeats or REPEATS):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         calls[i % len(calls)]()
@@ -219,8 +231,8 @@ def microseconds(torch, calls, repeats=30):
 
 def ceilings(torch, quick):
     """TB/s of copying, reading and filling, and of our own 16-byte copy, over buffers beyond the cache."""
-    n = 1 << (27 if quick else 29)
-    a, b = (torch.zeros(n, device="cuda") for _ in range(2))
+    n = COPIED >> (2 if quick else 0)
+    a, b = (torch.zeros(n, device=DEVICE) for _ in range(2))
     half = n // 2
     copies = [lambda: b[:half].copy_(a[:half]), lambda: b[half:].copy_(a[half:])]
     reads = [lambda: a[:half].sum(), lambda: b[half:].sum()]
@@ -261,46 +273,55 @@ def own_copy():
 # -------------------------------------------------------------------------------------------------- correctness
 
 
-def tests():
-    """The tests that need a GPU, by pytest."""
-    command = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-m", "gpu"]
-    files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core", "doors")]
-    done = subprocess.run(
-        [*command, *files], capture_output=True, text=True, timeout=900, cwd=ROOT, check=False
-    )
-    last = done.stdout.strip().splitlines()[-1:] or [done.stderr.strip()[-200:]]
-    return f"{'passed' if done.returncode == 0 else 'FAILED'}: {last[0]}"
+def tests(limit):
+    """The tests that need a GPU, by pytest, in as many processes as share the compilations, for so many seconds."""
+    command = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-m", "gpu and not slow"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "8"]
+    files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core", "doors", "peer")]
+    return outcome([*command, *files], limit)
 
 
-def sanitizer(tool):
+def sanitizer(tool, limit):
     """compute-sanitizer over the smallest tests of every kernel."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         return "compute-sanitizer is not installed"
     chosen = "(test_labels and float32) or (test_cuda_core and not float64 and not float16)"
-    test = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-k", chosen]
+    test = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-m", "not slow", "-k", chosen]
     files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core")]
-    command = [program, "--tool", tool, "--error-exitcode", "9", *test, *files]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, check=False)
-    return "clean" if done.returncode == 0 else f"FAILED: {done.stdout[-300:]}"
+    return outcome([program, "--tool", tool, "--error-exitcode", "9", *test, *files], limit)
+
+
+def outcome(command, limit):
+    """What a command's status and its last lines say of it, or that it took too long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=ROOT, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not finished in {limit:.0f} s"
+    if done.returncode == 0:
+        return f"passed: {done.stdout.strip().splitlines()[-1]}"
+    return f"FAILED: {(done.stdout.strip() or done.stderr.strip())[-300:]}"
 
 
 def largest_error(torch, n, k, dtype):
     """Largest error of the gradient over a poisoned output, in units of its scale 1 / n, against float64."""
     import fastxent as fx
 
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     worst = 0.0
     for offset in (0.0, 1000.0):
-        z = (3 * torch.randn(n, k, device="cuda", generator=generator) + offset).to(getattr(torch, dtype))
-        y = torch.randint(0, k, (n,), device="cuda", generator=generator)
+        z = (3 * torch.randn(n, k, device=DEVICE, generator=generator) + offset).to(getattr(torch, dtype))
+        y = torch.randint(0, k, (n,), device=DEVICE, generator=generator)
         out = torch.full_like(z, math.nan)
         loss, _ = fx.softmax_cross_entropy_with_grad(z, y, out=out)
-        truth = torch.nn.functional.cross_entropy(z.double(), y)
+        parts = z.split(max(1, (1 << 26) // k)), y.split(max(1, (1 << 26) // k))
+        entropy = functools.partial(torch.nn.functional.cross_entropy, reduction="sum")
+        truth = sum(entropy(x.double(), labels) for x, labels in zip(*parts, strict=True)) / n
         worst = max(worst, abs(loss.double() - truth).item() / truth.item())
-        for rows in torch.arange(n, device="cuda").split(max(1, (1 << 26) // k)):
+        for rows in torch.arange(n, device=DEVICE).split(max(1, (1 << 26) // k)):
             p = torch.softmax(z[rows].double(), 1)
-            p[torch.arange(len(rows), device="cuda"), y[rows]] -= 1
+            p[torch.arange(len(rows), device=DEVICE), y[rows]] -= 1
             worst = max(worst, (out[rows].double() * n - p).abs().max().item())
     return worst
 
@@ -314,9 +335,9 @@ def problems(torch, n, k, dtype):
     many = max(2, min(16, math.ceil(CACHE / (n * k * itemsize))))
     made = []
     for seed in range(many):
-        generator = torch.Generator("cuda").manual_seed(seed)
-        z = torch.randn(n, k, device="cuda", generator=generator).to(getattr(torch, dtype))
-        y = torch.randint(0, k, (n,), device="cuda", generator=generator)
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        z = torch.randn(n, k, device=DEVICE, generator=generator).to(getattr(torch, dtype))
+        y = torch.randint(0, k, (n,), device=DEVICE, generator=generator)
         made.append((z, y, torch.logsumexp(z.float(), 1), torch.empty_like(z)))
     return made
 
@@ -334,8 +355,8 @@ def ours(mode, z, y, lse, out):
     return lambda: fx.softmax_cross_entropy_with_grad(z, y, out=target, **options)
 
 
-def peers(torch, mode, z, y):
-    """Calls of PyTorch eager, compiled, and Liger for a mode; backward alone is timed for none of them."""
+def peers(torch, mode, z, y, lse, out):
+    """Calls of PyTorch eager, compiled, Triton and Liger for a mode; autograd's backward pass alone is not timed."""
     loss_of = torch.nn.functional.cross_entropy
 
     def fused(function):
@@ -347,24 +368,43 @@ def peers(torch, mode, z, y):
 
         return call
 
-    if mode == "backward":
-        return {}
+    found = {}
     if mode == "forward":
-        compiled = torch.compile(loss_of)
-        return {"torch": lambda: loss_of(z, y), "compile": lambda: compiled(z, y)}
-    found = {"torch": fused(loss_of), "compile": fused(torch.compile(loss_of))}
+        compiled = torch.compile(loss_of, dynamic=False)
+        found = {"torch": lambda: loss_of(z, y), "compile": lambda: compiled(z, y)}
+    elif mode == "fused":
+        found = {"torch": fused(loss_of), "compile": fused(torch.compile(loss_of, dynamic=False))}
+    if importlib.util.find_spec("triton"):
+        peer = triton_peer()
+        found["triton"] = {
+            "forward": lambda: peer.forward(z, y),
+            "backward": lambda: peer.backward(z, y, lse, out),
+            "fused": lambda: peer.fused(z, y, out),
+            "in place": lambda: peer.fused(z, y, z),
+        }[mode]
     try:
         from liger_kernel.transformers.functional import liger_cross_entropy
     except ImportError:
         return found
-    return found | {"liger": fused(liger_cross_entropy)}
+    # Liger writes the gradient over the logits whenever there is one to be asked for.
+    return found | ({"liger": fused(liger_cross_entropy)} if mode == "in place" else {})
+
+
+@functools.cache
+def triton_peer():
+    """`peer.py` beside this file."""
+    spec = importlib.util.spec_from_file_location("fastxent_gpu_peer", Path(__file__).with_name("peer.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def grid(torch, quick, errors):
-    """Every shape, dtype and mode, ours and the peers' times."""
-    rows = []
+    """Rows of every shape, dtype and mode: ours and the peers' times."""
     for n, k in SHAPES[-3:] if quick else SHAPES:
         for dtype, itemsize in DTYPES.items():
+            # A compiler that has seen a function in eight shapes leaves it to eager from then on.
+            torch.compiler.reset()
             made = problems(torch, n, k, dtype)
             for mode in MODES:
                 row = {"problem": f"{n} x {k}", "dtype": dtype, "mode": mode}
@@ -373,28 +413,27 @@ def grid(torch, quick, errors):
                     row["us"] = microseconds(torch, [ours(mode, *p) for p in made])
                 except Exception as error:  # one kernel that fails leaves the rest measured
                     errors[f"{row['problem']} {dtype} {mode}"] = repr(error)[:300]
-                calls = [peers(torch, mode, *p[:2]) for p in made[:2]]
+                calls = [peers(torch, mode, *p) for p in made[:2]]
                 for name in calls[0]:
                     try:
                         row[name] = microseconds(torch, [call[name] for call in calls], 10)
                     except Exception as error:
                         errors[f"{name} {row['problem']} {dtype} {mode}"] = repr(error)[:300]
-                rows.append(row)
-            del made
+                yield row
+            del made, calls
             torch.cuda.empty_cache()
-    return rows
+    yield from sigmoid_rows(torch, quick, errors)
 
 
 def sigmoid_rows(torch, quick, errors):
     """Binary cross-entropy, fused."""
     import fastxent as fx
 
-    rows = []
     n = ELEMENTS >> (3 if quick else 0)
     for dtype, itemsize in DTYPES.items():
         made = []
         for _ in range(3):
-            z = torch.randn(n, device="cuda").to(getattr(torch, dtype))
+            z = torch.randn(n, device=DEVICE).to(getattr(torch, dtype))
             made.append((z, (torch.rand_like(z) < 0.5).to(z.dtype), torch.empty_like(z)))
         row = {"problem": f"{n} elements", "dtype": dtype, "mode": "fused"}
         row["bytes"] = element_bytes(n, itemsize, itemsize)
@@ -403,8 +442,7 @@ def sigmoid_rows(torch, quick, errors):
             row["us"] = microseconds(torch, [functools.partial(door, z, y, out=g) for z, y, g in made])
         except Exception as error:
             errors[f"sigmoid {dtype}"] = repr(error)[:300]
-        rows.append(row)
-    return rows
+        yield row
 
 
 def general_calls(torch, n, k, dtype):
@@ -433,7 +471,6 @@ def general_calls(torch, n, k, dtype):
 
 def general_rows(torch, quick, errors):
     """Second derivatives, divergences and probabilities: time, and the largest error against float64, of its scale."""
-    rows = []
     for n, k in GENERAL[:1] if quick else GENERAL:
         for dtype in DTYPES:
             z, calls = general_calls(torch, n, k, dtype)
@@ -450,8 +487,7 @@ def general_rows(torch, quick, errors):
                     row["us"] = microseconds(torch, [functools.partial(call, z)], 10)
                 except Exception as error:
                     errors[f"{row['problem']} {dtype}"] = repr(error)[:300]
-                rows.append(row)
-    return rows
+                yield row
 
 
 # ------------------------------------------------------------------------------------------------ linear, estimators
@@ -482,7 +518,7 @@ def linear_calls(torch, X, W, y):
         "us": lambda: fx.linear_cross_entropy_with_grad(X, W, y, check=False, ignore_index=None),
         "products alone": products,
         "torch": backward(whole),
-        "torch.compile": backward(torch.compile(whole)),
+        "torch.compile": backward(torch.compile(whole, dynamic=False)),
     }
     try:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
@@ -504,9 +540,9 @@ def extra_memory(torch, call):
 
 def linear_rows(torch, quick, errors):
     """linear_cross_entropy: times, and the peak of its memory beyond the gradients as a share of the logits."""
-    rows = []
     for n, d, k in LINEAR[:1] if quick else LINEAR:
         for dtype, itemsize in DTYPES.items():
+            torch.compiler.reset()
             kind = getattr(torch, dtype)
             X = torch.randn(n, d, device=DEVICE).to(kind)
             W = (torch.randn(d, k, device=DEVICE) / math.sqrt(d)).to(kind)
@@ -522,10 +558,9 @@ def linear_rows(torch, quick, errors):
                         row[where] = (extra_memory(torch, call) - results) / logits
                 except Exception as error:  # out of memory, say: the rest is worth having
                     errors[f"{name} {row['problem']} {dtype}"] = repr(error)[:300]
-            rows.append(row)
+            yield row
             del X, W, calls
             torch.cuda.empty_cache()
-    return rows
 
 
 def seconds(torch, call):
@@ -587,7 +622,6 @@ def estimators(torch, quick, errors):
     centers = rng.standard_normal((10, 784)).astype(np.float32)
     y = rng.integers(0, 10, n)
     X = centers[y] + 8 * rng.standard_normal((n, 784)).astype(np.float32)
-    rows = []
 
     def attempt(name, functions):
         row = {"fit": name}
@@ -598,15 +632,14 @@ def estimators(torch, quick, errors):
                     row[where] = seconds(torch, function)
             except Exception as error:
                 errors[f"{name} {where}"] = repr(error)[:300]
-        rows.append(row)
+        return row
 
     def ours(make):
         return {name: functools.partial(lambda name: make(name).fit(X, y), name) for name in ("cuda", "cpu")}
 
-    steps = 100
-    logistic = ours(lambda name: fx.LogisticRegression(tol=0.0, max_iter=steps, backend=name, solver="lbfgs"))
-    peer = {"torch": torch_logistic(torch, X, y, 1.0, steps)}
-    attempt(f"LogisticRegression {n} x 784, {steps} iterations", logistic | peer)
+    logistic = ours(lambda name: fx.LogisticRegression(tol=0.0, max_iter=STEPS, backend=name, solver="lbfgs"))
+    peer = {"torch": torch_logistic(torch, X, y, 1.0, STEPS)}
+    yield attempt(f"LogisticRegression {n} x 784, {STEPS} iterations", logistic | peer)
     for batch in BATCHES[-1:] if quick else BATCHES:
         network = ours(
             functools.partial(
@@ -615,30 +648,29 @@ def estimators(torch, quick, errors):
             )
         )
         peer = {"torch": torch_epoch(torch, X, y, 256, batch)}
-        attempt(f"MLPClassifier 784-256-10, {n} rows, an epoch of batches of {batch}", network | peer)
-    return rows
+        yield attempt(f"MLPClassifier 784-256-10, {n} rows, an epoch of batches of {batch}", network | peer)
 
 
 def launch_cost(torch):
     """Host time of a call that the device finishes at once, in us; and of the replay of a recorded graph."""
     import fastxent as fx
 
-    z, y = torch.zeros(8, 16, device="cuda"), torch.zeros(8, dtype=torch.int64, device="cuda")
+    z, y = torch.zeros(8, 16, device=DEVICE), torch.zeros(8, dtype=torch.int64, device=DEVICE)
     out = torch.empty_like(z)
     call = functools.partial(
         fx.softmax_cross_entropy_with_grad, z, y, out=out, check=False, ignore_index=None
     )
 
-    def host(function, many=2000):
+    def host(function):
         for _ in range(20):
             function()
         torch.cuda.synchronize()
         start = time.perf_counter()
-        for _ in range(many):
+        for _ in range(HOST):
             function()
         spent = time.perf_counter() - start
         torch.cuda.synchronize()
-        return spent / many * 1e6
+        return spent / HOST * 1e6
 
     found = {"softmax_cross_entropy_with_grad": host(call)}
     found["torch cross_entropy, forward"] = host(lambda: torch.nn.functional.cross_entropy(z, y))
@@ -649,46 +681,61 @@ def launch_cost(torch):
     return found
 
 
-PARTS = ("ceilings", "checks", "grid", "general", "linear", "estimators", "launch")
+PARTS = ("ceilings", "launch", "grid", "general", "linear", "estimators", "checks")
+NAMED = ("ceilings", "launch", "checks")  # numbers by name; the other parts are rows of tables
+
+
+def checks(torch, quick, left):
+    """{what: outcome}: errors of large problems, then the GPU's tests and compute-sanitizer in what time is left."""
+    for n, k in SHAPES[-3:] if quick else SHAPES:
+        for dtype in DTYPES:
+            yield {f"largest error {n} x {k} {dtype}": f"{largest_error(torch, n, k, dtype):.1e}"}
+    yield {"tests": tests(max(30.0, 0.6 * left()))}
+    for tool in ("memcheck", "racecheck"):
+        yield {tool: sanitizer(tool, max(30.0, 0.45 * left()))}
 
 
 def main(arguments=None):
-    """Run the parts that are asked for; 0, or 2 where there is no GPU."""
+    """Run the parts that are asked for; 0, 1 where something failed or did not fit, or 2 where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true", help="small buffers and three shapes")
+    parser.add_argument("--minutes", type=float, default=25.0, help="after which nothing new is begun")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    torch = need_gpu()
-    errors = {}
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "versions": versions(),
-        "errors": errors,
+    stop = time.monotonic() + 60 * options.minutes
+    torch, quick = need_gpu(), options.quick
+    report = {"date": datetime.date.today().isoformat(), "device": torch.cuda.get_device_name()}
+    numbers = options.out / f"{stem(report)}.json"
+    if numbers.exists():
+        report = json.loads(numbers.read_text(encoding="utf-8"))
+    report["versions"] = versions()
+    errors = report.setdefault("errors", {})
+    rows = {
+        "ceilings": lambda: [ceilings(torch, quick)],
+        "launch": lambda: [launch_cost(torch)],
+        "grid": lambda: grid(torch, quick, errors),
+        "general": lambda: general_rows(torch, quick, errors),
+        "linear": lambda: linear_rows(torch, quick, errors),
+        "estimators": lambda: estimators(torch, quick, errors),
+        "checks": lambda: checks(torch, quick, lambda: stop - time.monotonic()),
     }
-
-    def attempt(part, function):
-        if part in options.only:
-            try:
-                report[part] = function()
-            except Exception as error:  # what else was measured is worth keeping
-                errors[part] = repr(error)[:500]
-
-    def checks():
-        found = {"tests": tests(), "memcheck": sanitizer("memcheck"), "racecheck": sanitizer("racecheck")}
-        for n, k in SHAPES[-3:] if options.quick else SHAPES:
-            for dtype in DTYPES:
-                found[f"largest error {n} x {k} {dtype}"] = f"{largest_error(torch, n, k, dtype):.1e}"
-        return found
-
-    attempt("ceilings", lambda: ceilings(torch, options.quick))
-    attempt("checks", checks)
-    attempt("grid", lambda: grid(torch, options.quick, errors) + sigmoid_rows(torch, options.quick, errors))
-    attempt("general", lambda: general_rows(torch, options.quick, errors))
-    attempt("linear", lambda: linear_rows(torch, options.quick, errors))
-    attempt("estimators", lambda: estimators(torch, options.quick, errors))
-    attempt("launch", lambda: launch_cost(torch))
+    for part in (part for part in PARTS if part in options.only):
+        errors.pop(part, None)
+        if time.monotonic() > stop:
+            errors[part] = f"not begun: {options.minutes:g} minutes were over"
+            continue
+        found = report[part] = {} if part in NAMED else []
+        add = found.update if part in NAMED else found.append
+        try:
+            for row in rows[part]():
+                add(row)
+                write(report, options.out)
+                if time.monotonic() > stop:
+                    errors[part] = f"cut off after {options.minutes:g} minutes"
+                    break
+        except Exception as error:  # what else was measured is worth keeping
+            errors[part] = repr(error)[:500]
     for path in write(report, options.out):
         print(path)
     print(table(report))
