@@ -377,8 +377,22 @@ def weight_total(context, weight):
     return _sum(context, _memory(weight).sum(dtype=np.float64))
 
 
+def partial_rows(context, logits, labels, start, m_out, r_out, t_out, Z_out):
+    """`general.partial_rows`."""
+    _core_numpy.partial_rows(
+        _memory(logits), _memory(labels), start, *map(_memory, (m_out, r_out, t_out, Z_out)), 1
+    )
+
+
+def partial_grad(context, logits, labels, start, m, r, t, pull, weight, spread, share, grad_out):
+    """`general.partial_grad`."""
+    arrays = map(_memory, (m, r, t, pull, weight))
+    out = _memory(grad_out)
+    _core_numpy.partial_grad(_memory(logits), _memory(labels), start, *arrays, spread, share, out, 1)
+
+
 LAUNCHERS = (binary, combine, sigmoid, softmax_launch, totals_launch, weight_total)
-GENERAL = (curvature, divergence)
+GENERAL = (curvature, divergence, partial_grad, partial_rows)
 
 
 class TorchInMemory(_device.Torch):

@@ -26,7 +26,7 @@ KERNELS = ROOT / "src" / "fastxent" / "_kernels"
 LAYERS = (
     ("_core_numpy", "_core", "_dense", "_step", "_core_cuda"),
     ("_memory", "_threads", "_checks", "_device", "_backend"),
-    ("losses", "information", "shards", "_linear_on_device", "linear"),
+    ("losses", "information", "_shards_on_device", "shards", "_linear_on_device", "linear"),
     (
         "solvers",
         "_files",

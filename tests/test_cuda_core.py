@@ -420,3 +420,18 @@ def test_solve(core, dtype, shape, many):
     core.softmax_solve(terms, damping, rhs, outs[0], 1)
     _core_numpy.softmax_solve(tuple(tuple(map(wide, term)) for term in terms), damping, rhs, outs[1], 1)
     assert_close(outs[0], outs[1], {**STORED, "float32": 3e-7, "float64": 1e-9}[dtype])
+
+
+@pytest.mark.skipif(not SIMULATED, reason="a device function runs by itself in the emulator only")
+@pytest.mark.parametrize("inner", [1, 2, 3, 1000003, (1 << 33) + 1])
+def test_rows_beyond_32_bits(core, inner):
+    """The quotient of rows that no 32-bit division takes, at whole numbers and beside them."""
+    from fastxent._core_cuda.strided import split_row
+
+    for outer in (0, 1, 7, (1 << 19) - 1):
+        for rest in (0, 1, inner - 1):
+            row = outer * inner + rest % inner
+            assert tuple(map(int, split_row(np.int64(row), np.int64(inner)))) == divmod(row, inner)
+    if inner < 1 << 20:
+        for row in ((1 << 53) - 1, ((1 << 53) // inner) * inner - 1, (1 << 32) + 1):
+            assert tuple(map(int, split_row(np.int64(row), np.int64(inner)))) == divmod(row, inner)

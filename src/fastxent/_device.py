@@ -92,6 +92,10 @@ class Library:
         """The number in an array of one element: waits for the device."""
         return x.item()
 
+    def host(self, x):
+        """A copy in memory: waits for the device."""
+        return x.get()
+
     def divided(self, x, y):
         """x / y in float64."""
         return self.given(x, "", "float64") / self.given(y, "", "float64")
@@ -198,6 +202,9 @@ class Torch(Library):
             self.module().empty, shape, dtype=self._dtype(dtype), device=self.like.device
         )
 
+    def host(self, x):
+        return x.detach().cpu().numpy()
+
     def empty_like(self, x):
         return self.module().empty_like(x.detach())
 
@@ -280,6 +287,9 @@ class Numba(Library):
 
     def item(self, x):
         return x.copy_to_host().reshape(-1)[0].item()
+
+    def host(self, x):
+        return x.copy_to_host()
 
     def divided(self, x, y):
         raise TypeError("grad_loss: expected a number, or one per row, with arrays of Numba")

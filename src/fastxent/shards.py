@@ -23,10 +23,11 @@ Arithmetic is float64; differences x - m carry their rounding error into the exp
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
-from . import _backend, _checks
+from . import _backend, _checks, _device, _shards_on_device
 from .information import compensated_sum
 
 __all__ = ["LSEState", "merge_lse", "partial_lse"]
@@ -163,31 +164,39 @@ class LSEState:
         Returns
         -------
         ndarray, shape and dtype of logits_shard
-            With reduction="none", the gradient of the sum.
+            On the device of logits_shard, where that is a CUDA device. With reduction="none", the gradient of the sum.
 
         Raises
         ------
         TypeError, ValueError
             As `loss`; a shard whose columns or targets are not in this state.
         """
-        core, threads = _backend.choose(backend), _checks.thread_count(num_threads)
         smoothing, z_loss = self._options(label_smoothing, z_loss)
+        options = (smoothing, z_loss, ignore_index, sample_weight, reduction, check)
+        if _device.is_device(logits_shard):
+            rows = functools.partial(self._rows, *options)
+            return _shards_on_device.gradient(logits_shard, targets, class_offset, backend, self._known, rows)
+        core, threads = _backend.choose(backend), _checks.thread_count(num_threads)
         z, labels, start = _checks.shard_input(logits_shard, targets, class_offset)
-        self._known(z, labels, start)
-        weight, denominator = self._weights(ignore_index, sample_weight, reduction, check)
+        self._known(labels, start, z.shape[-1])
+        of_rows = self._rows(*options)
         grad = np.empty(z.shape, z.dtype)
-        if denominator == 0 or z.size == 0:
+        if of_rows is None or z.size == 0:
             grad[...] = 0
             return grad
         rows, out = z.reshape(-1, z.shape[-1]), grad.reshape(-1, z.shape[-1])
+        core.partial_grad(rows, np.ascontiguousarray(labels.reshape(-1)), start, *of_rows, out, threads)
+        return grad
+
+    def _rows(self, smoothing, z_loss, ignore_index, sample_weight, reduction, check):
+        """m, r, t, pull and weight of every row, flat, and the shares of the target; None where the gradient is 0."""
+        weight, denominator = self._weights(ignore_index, sample_weight, reduction, check)
+        if denominator == 0:
+            return None
         with np.errstate(all="ignore"):
             pull = 2 * z_loss * self._lse() if z_loss else np.zeros(self.m.shape)
             state = [a.reshape(-1) for a in (self.m, self._r(), self.t, pull, weight / denominator)]
-        shares = (smoothing / self.n_classes, 1 - smoothing)
-        core.partial_grad(
-            rows, np.ascontiguousarray(labels.reshape(-1)), start, *state, *shares, out, threads
-        )
-        return grad
+        return *state, smoothing / self.n_classes, 1 - smoothing
 
     def _r(self):
         """r, NaN where there are columns and all are -inf."""
@@ -225,12 +234,12 @@ class LSEState:
         count = {"mean_rows": ignored.size - np.count_nonzero(ignored), "mean_all": ignored.size}
         return weight, float(count.get(reduction, 1))
 
-    def _known(self, z, labels, start):
+    def _known(self, labels, start, width):
         """Refuse a shard that is no part of this state."""
-        stop = start + z.shape[-1]
+        stop = start + width
         if labels.shape != self.labels.shape or not np.array_equal(labels, self.labels):
             raise ValueError("targets: expected the labels that this state was made with, got others")
-        if z.shape[-1] and not any(a <= start and stop <= b for a, b in self.columns):
+        if width and not any(a <= start and stop <= b for a, b in self.columns):
             raise ValueError(
                 f"class_offset: expected a shard of this state, got columns {start} to {stop - 1}"
             )
@@ -242,7 +251,8 @@ def partial_lse(logits_shard, targets, class_offset, *, backend=None, num_thread
     Parameters
     ----------
     logits_shard : array-like of shape (n_samples, k), or any shape with the classes last
-        Columns class_offset to class_offset + k - 1 of the logits; k = 0 is allowed.
+        Columns class_offset to class_offset + k - 1 of the logits; k = 0 is allowed. An array on a CUDA device stays
+        there: its state is in memory all the same, and making it waits for the device.
     targets : array-like of integers, shape of logits_shard without its last axis
         Labels over all classes; most lie in other shards.
     class_offset : int
@@ -268,6 +278,12 @@ def partial_lse(logits_shard, targets, class_offset, *, backend=None, num_thread
     >>> state.m.tolist(), state.t.tolist(), round(float(state.lse[0]), 9)
     ([0.0], [40.0], 0.693147181)
     """
+    if _device.is_device(logits_shard):
+        labels, *state, start, k, dtype = _shards_on_device.rows_of(
+            logits_shard, targets, class_offset, backend
+        )
+        owned = (labels >= start) & (labels - start < k)
+        return LSEState(labels, *state, owned, ((start, start + k),) if k else (), dtype)
     core, threads = _backend.choose(backend), _checks.thread_count(num_threads)
     z, labels, start = _checks.shard_input(logits_shard, targets, class_offset)
     k = z.shape[-1]

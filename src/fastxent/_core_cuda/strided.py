@@ -8,7 +8,7 @@ carried along (it would be amplified by |u - top|).
 import math
 from typing import NamedTuple
 
-from numba import cuda, float64, int64, uint32, uint64
+from numba import cuda, float64, int64, uint32
 
 from . import intrinsics as on
 from .rows import ABSOLUTE, BAD, BIAS, FLOORED, IGNORE, WEIGHT
@@ -52,12 +52,14 @@ def positive_part(h, factor, times_this, floor, flags):
 
 @device
 def split_row(row, n_inner):
-    """(outer, inner) of a row, by the division of 32 bits wherever that is enough."""
+    """(outer, inner) of a row below 2^53, by the division of 32 bits wherever that is enough: one of 64 is a call."""
     if n_inner > 1:
         if (row | n_inner) >> 32 == 0:
             outer = int64(uint32(row) // uint32(n_inner))
         else:
-            outer = int64(uint64(row) // uint64(n_inner))
+            outer = int64(float64(row) / float64(n_inner))
+            if outer * n_inner > row:  # a quotient just below a whole number was rounded up to it
+                outer -= 1
         return outer, row - outer * n_inner
     return row, int64(0)
 

@@ -3,7 +3,8 @@
 Every process makes a `fastxent.partial_lse` state of its own columns; one all-gather brings the five numbers per row of
 every process to all of them, where `fastxent.merge_lse` makes the same state of the whole rows.  No built-in reduction
 merges such states, and a sum of exponentials under one all-reduced maximum would lose what the loss of a confident row
-consists of.  Backward needs no message: the merged state and the own columns give the own gradient.
+consists of.  Backward needs no message: the merged state and the own columns give the own gradient.  Columns on a CUDA
+device stay there; the states merge in memory, so the forward pass waits for the device.
 """
 
 import math
@@ -39,9 +40,9 @@ def vocab_parallel_cross_entropy(
 
     Parameters
     ----------
-    logits_shard : Tensor (..., k), float32, float64, float16 or bfloat16, on the CPU
-        The columns of this process.
-    target : Tensor (...), integers
+    logits_shard : Tensor (..., k), float32, float64, float16 or bfloat16
+        The columns of this process, on the CPU or on a CUDA device.
+    target : Tensor (...), integers, on the device of logits_shard
         Labels over all classes; the same on every process.
     group : torch.distributed.ProcessGroup, optional
         The default group if None.
@@ -97,8 +98,14 @@ def _check(logits_shard, target, ignore_index, label_smoothing):
     for name, value in (("logits_shard", logits_shard), ("target", target)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"argument '{name}' must be Tensor, not {type(value).__name__}")
-        if not value.is_cpu:
-            raise RuntimeError(f"{name}: expected a tensor on the CPU, got one on {value.device}")
+        if not (value.is_cpu or value.is_cuda):
+            raise RuntimeError(
+                f"{name}: expected a tensor on the CPU or a CUDA device, got one on {value.device}"
+            )
+    if target.device != logits_shard.device:
+        raise RuntimeError(
+            f"target: expected a tensor on {logits_shard.device}, as logits_shard, got one on {target.device}"
+        )
     _arguments.floating(logits_shard)
     if logits_shard.dim() < 1 or target.shape != logits_shard.shape[:-1]:
         raise RuntimeError(
@@ -113,24 +120,35 @@ def _check(logits_shard, target, ignore_index, label_smoothing):
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
 
 
-def _offset(width, group):
+def _given(x):
+    """A tensor as `partial_lse` takes it."""
+    return x.detach() if x.is_cuda else array(x)
+
+
+def _gathered(message, device, group):
+    """Every process's tensor, in memory; on the way they are where the group can read them: NCCL on a device only."""
+    where = "cpu" if dist.get_backend(group) == "gloo" else device
+    message = message.to(where)
+    received = [torch.empty_like(message) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(received, message, group=group)
+    return [one.cpu() for one in received]
+
+
+def _offset(width, device, group):
     """First class of this process: the widths of those before it."""
-    widths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(widths, torch.tensor([width]), group=group)
+    widths = _gathered(torch.tensor([width]), device, group)
     return sum(int(one) for one in widths[: dist.get_rank(group)])
 
 
-def _merged(state, offset, width, group):
+def _merged(state, offset, width, device, group):
     """State of the whole rows, from those of all processes: one all-gather."""
     shape, rows = state.labels.shape, state.labels.size
     message = np.empty((len(_FIELDS), rows + 1))
     for field, values in zip(_FIELDS, message, strict=True):
         values[:rows] = getattr(state, field).reshape(-1)
     message[:2, rows] = offset, width
-    received = [torch.empty(message.shape, dtype=torch.float64) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(received, torch.from_numpy(message), group=group)
     states = []
-    for one in map(torch.Tensor.numpy, received):
+    for one in map(torch.Tensor.numpy, _gathered(torch.from_numpy(message), device, group)):
         start, k = map(int, one[:2, rows])
         m, r, t, Z, owned = (values[:rows].reshape(shape) for values in one)
         columns = ((start, start + k),) if k else ()
@@ -141,9 +159,10 @@ def _merged(state, offset, width, group):
 class _VocabParallel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, group, offset, options, reduction):
-        width = logits.shape[-1]
-        offset = _offset(width, group) if offset is None else _checks.whole(offset, "class_offset")
-        state = _merged(partial_lse(array(logits), array(target), offset), offset, width, group)
+        width, device = logits.shape[-1], logits.device
+        offset = _offset(width, device, group) if offset is None else _checks.whole(offset, "class_offset")
+        shard = _given(logits), _given(target)
+        state = _merged(partial_lse(*shard, offset), offset, width, device, group)
         ignored = state.labels == options["ignore_index"]
         unknown = np.flatnonzero(~(state.owned | ignored))
         if len(unknown):
@@ -153,21 +172,21 @@ class _VocabParallel(torch.autograd.Function):
                 f"{where}: {state.labels[at]} is out of bounds: expected 0 <= label < {state.n_classes}, "
                 "or ignore_index"
             )
-        ctx.save_for_backward(logits)
+        ctx.save_for_backward(logits, target)
         ctx.state, ctx.offset, ctx.options = state, offset, options
         ctx.count = float(ignored.size - np.count_nonzero(ignored)) if reduction == "mean" else 1.0
         loss = state.loss(**options, reduction=reduction)
         if ctx.count == 0:
             loss = math.nan
-        return reduced(np.asarray(loss) if reduction == "none" else loss, logits.dtype)
+        return reduced(np.asarray(loss) if reduction == "none" else loss, logits.dtype).to(device)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        (logits,) = ctx.saved_tensors
+        logits, target = ctx.saved_tensors
         state, rows = ctx.state, np.asarray(array(upstream), dtype=np.float64)
         # Upstream numbers are weights before anything is rounded to the dtype of the logits.
         weight = np.broadcast_to(rows / ctx.count if ctx.count else 0.0, state.labels.shape)
         options = {**ctx.options, "sample_weight": weight, "reduction": "sum", "check": False}
-        grad = state.grad(array(logits), state.labels, ctx.offset, **options)
-        return tensor(grad), None, None, None, None, None
+        grad = state.grad(_given(logits), _given(target), ctx.offset, **options)
+        return grad if isinstance(grad, torch.Tensor) else tensor(grad), None, None, None, None, None
