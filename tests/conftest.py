@@ -22,7 +22,7 @@ settings.register_profile("thorough", max_examples=1000, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # What these read is not in a wheel: without the sources, beside an installed package, there is nothing for them.
-SOURCES = "architecture bench compare cuda_bench docs examples fuzz_corpus package pages"
+SOURCES = "architecture bench compare cuda_bench cuda_peer docs examples fuzz_corpus package pages"
 collect_ignore = []
 if not Path(__file__).resolve().parents[1].joinpath("src").is_dir():
     collect_ignore += [f"test_{name}.py" for name in SOURCES.split()]
