@@ -14,6 +14,7 @@ from sklearn import linear_model
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, make_classification
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.fixes import parse_version
 
@@ -92,6 +93,19 @@ def test_digits():
     theirs = peer(X, y, solver="newton-cg", tol=1e-10)
     assert_same_model(exact(solver="lbfgs").fit(X, y), theirs)
     assert_same_model(exact(solver="newton-cg").fit(X, y), theirs)
+
+
+@pytest.mark.parametrize("load", [load_iris, load_breast_cancer, load_digits])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_defaults_end_no_higher_than_the_peers(load, dtype):
+    X, y = scaled(load)
+    X = X.astype(dtype)
+    models = LogisticRegression().fit(X, y), linear_model.LogisticRegression(max_iter=2000).fit(X, y)
+    ours, theirs = (
+        log_loss(y, m.predict_proba(X.astype(float))) + (m.coef_.astype(float) ** 2).sum() / (2 * len(X))
+        for m in models
+    )
+    assert ours <= theirs * (1 + 1e-5)
 
 
 def test_without_penalty():

@@ -134,6 +134,46 @@ def test_preconditioner_saves_iterations_and_keeps_the_solution():
         np.testing.assert_allclose(out.x, plain.x, atol=1e-7)
 
 
+class Scaled(Quadratic):
+    """The quadratic divided by a large number, above its minimum: small gradients far from the minimum."""
+
+    def value_and_grad(self, x):
+        value, grad = super().value_and_grad(x)
+        return 1 + 1e-6 * value, 1e-6 * grad
+
+
+def test_tol_decrease_goes_on_where_the_gradient_is_small_and_the_minimum_far():
+    f = Scaled()
+    plain = lbfgs(f.value_and_grad, f.start, tol=1e-3, max_iter=1000)
+    assert plain.status == "converged"
+    assert plain.fun > 1 + 1e-6
+    further = lbfgs(f.value_and_grad, f.start, tol=1e-3, tol_decrease=1e-10, max_iter=1000)
+    assert further.status == "converged"
+    assert further.n_iter > plain.n_iter
+    assert further.fun < 1 + 1e-8
+
+
+def test_a_start_below_tol_is_left_alone_whatever_tol_decrease():
+    f = Scaled()
+    out = lbfgs(f.value_and_grad, np.full(30, 0.99), tol=1.0, tol_decrease=0.0)
+    assert (out.status, out.n_iter) == ("converged", 0)
+
+
+def test_tol_decrease_that_max_iter_forestalls_is_no_failure():
+    f = Scaled()
+    out = lbfgs(f.value_and_grad, f.start, tol=3e-3, max_iter=5, tol_decrease=1e-12)
+    assert (out.status, out.n_iter) == ("converged", 5)
+    assert out.fun > 1 + 1e-9
+
+
+def test_pairs_in_float32_find_the_same_minimum():
+    f = Quadratic()
+    out = lbfgs(f.value_and_grad, f.start, tol=1e-9, max_iter=1000, pair_dtype=np.float32)
+    assert out.status == "converged"
+    assert out.x.dtype == np.float64
+    np.testing.assert_allclose(out.x, 1, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_max_iter(name):
     out = solve(name, Rosenbrock(), tol=1e-12, max_iter=3)

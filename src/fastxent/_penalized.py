@@ -125,7 +125,8 @@ class Problem:
             if self.fit_intercept:
                 diagonal[d] += self.intercept_penalty - self.penalty
             diagonal += 1e-10 * diagonal.max()
-            inverse = self.objective.place(np.repeat(1 / diagonal, k))
+            inverse = np.repeat(1 / diagonal, k)
+            inverse = self.objective.place(inverse.astype(self.objective.dtype, copy=False))
             return lambda g: inverse * g
         moment = self.objective.moment(self.team, _MOMENT_ROWS * (d + 1))
         if not self.fit_intercept:

@@ -39,6 +39,9 @@ __all__ = ["LogisticRegression"]
 
 _SOLVERS = ("auto", "lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
 _LARGE = 100_000  # parameters from which 20 pairs of L-BFGS cost more than the passes they save
+_LARGE_MEMORY = (
+    5  # pairs then: BANKING77 (792,000) is within 1e-4 of the optimum after 25 passes, 24 with 10 or 20
+)
 _NEWTON_WORK = 4_000_000  # rows x parameters² up to which Hessians cost less than the passes they save
 
 
@@ -541,9 +544,12 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         options["precondition"] = problem.preconditioner()
         if solver == "newton-cg" and not continued:
             return solvers.newton_cg(problem.value_and_grad, problem.hvp, start, **options)
-        memory = 20 if problem.size <= _LARGE else 10
-        step = 1.0 if continued else problem.first_step
-        return solvers.lbfgs(problem.value_and_grad, start, memory=memory, first_step=step, **options)
+        large = problem.size > _LARGE
+        options["memory"] = _LARGE_MEMORY if large else 20
+        options["pair_dtype"] = problem.objective.dtype if large else np.float64
+        options["first_step"] = 1.0 if continued else problem.first_step
+        options["tol_decrease"] = 0.5 * self.tol
+        return solvers.lbfgs(problem.value_and_grad, start, **options)
 
     def _keep(self, problem, outcome, classes, dtype):
         """The fitted attributes, and the warning where the solver fell short."""

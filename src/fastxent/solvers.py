@@ -82,11 +82,13 @@ def lbfgs(
     x0,
     *,
     tol=1e-4,
+    tol_decrease=math.inf,
     max_iter=100,
     memory=10,
     precision=2.0**-52,
     precondition=None,
     first_step=1.0,
+    pair_dtype=np.float64,
     callback=None,
 ):
     """Limited-memory BFGS with a line search for the strong Wolfe conditions.
@@ -101,6 +103,10 @@ def lbfgs(
     x0 : ndarray (n,)
     tol : float
         Bound on max |gradient|.
+    tol_decrease : float
+        After the first step the search goes on below `tol`, too, while a full step promises to lower the function
+        by more than this share of it (of `tol`, where the function is smaller still): ½ gᵀHg, with H the inverse
+        Hessian as far as it is known.  A preconditioner can make all entries of the gradient small before that.
     max_iter : int
     memory : int
         Pairs of steps and gradient changes kept.
@@ -110,6 +116,8 @@ def lbfgs(
         g (n,) to P⁻¹g for a positive definite P that resembles the Hessian.
     first_step : float
         Multiple of P⁻¹g to try first; 1 where P has the scale of the Hessian at `x0`.
+    pair_dtype : float32 or float64
+        Of the pairs, whose reading is half of a step's cost beyond 100,000 entries; they only choose directions.
     callback : None or callable
         Called with an `Iterate` after every iteration; True stops.
 
@@ -125,8 +133,14 @@ def lbfgs(
     ('converged', [3.0, 3.0])
     """
     run = _Run(value_and_grad, x0, tol, max_iter, precision, callback)
-    pairs = _Pairs(memory, precondition, first_step)
-    return run.minimize(lambda: -pairs.inverse(run.grad), pairs.first_step, pairs.learn, pairs.forget)
+    run.tol_decrease = float(tol_decrease)
+    pairs = _Pairs(memory, precondition, first_step, pair_dtype)
+
+    def direction():
+        p = pairs.inverse(run.grad)
+        return np.negative(p, out=p)
+
+    return run.minimize(direction, pairs.first_step, pairs.learn, pairs.forget)
 
 
 def owlqn(
@@ -308,27 +322,30 @@ class _Pairs:
     which is the two-loop recursion in four matrix-vector products.
     """
 
-    def __init__(self, memory, precondition=None, first_step=1.0):
+    def __init__(self, memory, precondition=None, first_step=1.0, dtype=np.float64):
         self._memory, self._precondition, self._first_step = memory, precondition, first_step
+        self._dtype = dtype
         self._order = []  # slots of the pairs, oldest first
         self._S = self._Y = None
 
     def inverse(self, grad):
-        """Inverse Hessian times a gradient."""
+        """Inverse Hessian times a gradient, a new vector."""
         order, count = self._order, len(self._order)
         if not count:
-            return grad.copy() if self._precondition is None else self._precondition(grad)
+            return (grad if self._precondition is None else self._precondition(grad)).copy()
         S, Y = self._S[:count], self._Y[:count]
         R = self._products[np.ix_(order, order)]
         a, c = np.empty(count), np.empty(count)
+        grad = grad.astype(self._dtype, copy=False)
         a[order] = ordered = linalg.lapack.dtrtrs(R, host(S @ grad)[order])[0]
-        r = grad - np.asarray(a, like=grad) @ Y
+        r = np.asarray(a, dtype=self._dtype, like=grad) @ Y
+        np.subtract(grad, r, out=r)
         if self._precondition is not None:
-            r = self._precondition(r)
+            r = self._precondition(r).astype(self._dtype, copy=False)
         r *= self._scale
         c[order] = linalg.lapack.dtrtrs(R, np.diagonal(R) * ordered - host(Y @ r)[order], trans=1)[0]
-        r += np.asarray(c, like=grad) @ S
-        return r
+        r += np.asarray(c, dtype=self._dtype, like=grad) @ S
+        return r.astype(np.float64, copy=False)
 
     def first_step(self, p):
         # Without any knowledge of the curvature a step of length 1 at most; later ones are scaled by the pairs.
@@ -343,12 +360,14 @@ class _Pairs:
         if curvature <= 1e-14 * float(np.linalg.norm(s)) * float(np.linalg.norm(y)):
             return
         if self._S is None:
-            self._S, self._Y = (np.empty_like(s, shape=(self._memory, len(s))) for _ in range(2))
+            shape = (self._memory, len(s))
+            self._S, self._Y = (np.empty_like(s, dtype=self._dtype, shape=shape) for _ in range(2))
             self._products = np.zeros((self._memory, self._memory))
         slot = self._order.pop(0) if len(self._order) == self._memory else len(self._order)
         self._order.append(slot)
         self._S[slot], self._Y[slot] = s, y
         count = len(self._order)
+        y = self._Y[slot]
         self._products[:count, slot] = host(self._S[:count] @ y)
         self._products[slot, slot] = curvature
         self._scale = curvature / float(y @ (y if self._precondition is None else self._precondition(y)))
@@ -362,21 +381,25 @@ class _Pairs:
 class _Run:
     """The loop that all solvers share: line search, stopping rules, callback, and the outcome."""
 
+    tol_decrease = math.inf
+
     def __init__(self, value_and_grad, x0, tol, max_iter, precision, callback):
         self.value_and_grad, self.tol, self.max_iter = value_and_grad, float(tol), max_iter
         self.precision, self.callback = precision, callback
-        self.x = np.array(x0, dtype=np.float64, like=x0)
-        self.fun, self.grad = math.nan, np.full_like(self.x, np.nan)
+        start = np.array(x0, dtype=np.float64, like=x0)
+        self.move(start, math.nan, np.full_like(start, np.nan))
         self.n_iter = self.n_evaluations = self.n_products = 0
 
-    @property
-    def steepest(self):
-        """The gradient, or what stands for it: its largest entry is what `tol` bounds."""
-        return self.grad
+    def move(self, x, value, grad):
+        """Stand at x."""
+        self.x, self.fun, self.grad = x, value, grad
+        self.steepest = self.steepest_of(x, grad)
+        self.grad_max = max(float(self.steepest.max()), -float(self.steepest.min())) if len(x) else 0.0
+        self.converged = self.grad_max <= self.tol
 
-    @property
-    def grad_max(self):
-        return float(np.abs(self.steepest).max()) if len(self.x) else 0.0
+    def steepest_of(self, x, grad):
+        """The gradient, or what stands for it: its largest entry is what `tol` bounds."""
+        return grad
 
     def evaluate(self, x):
         self.n_evaluations += 1
@@ -396,17 +419,19 @@ class _Run:
         return self._outcome(status)
 
     def _iterate(self, direction, first_step, learn, forget):
-        self.fun, self.grad = self.evaluate(self.x)
+        self.move(self.x, *self.evaluate(self.x))
         if not (math.isfinite(self.fun) and np.isfinite(self.grad).all()):
             return "not_finite"
         milestone, idle = (self.fun, self.grad_max), 0
         while True:
-            if self.grad_max <= self.tol:
+            if self.converged and (self.n_iter == 0 or self.tol_decrease == math.inf):
                 return "converged"
             if self.n_iter >= self.max_iter:
-                return "max_iter"
+                return "converged" if self.converged else "max_iter"
             p = direction()
             slope = float(p @ self.steepest)
+            if self.converged and not -0.5 * slope > self.tol_decrease * max(abs(self.fun), self.tol):
+                return "converged"
             if not (math.isfinite(slope) and slope < 0):
                 if forget():
                     continue
@@ -416,22 +441,22 @@ class _Run:
             if found is None:
                 if forget():
                     continue
-                return "precision"
+                return "converged" if self.converged else "precision"
             x, value, grad = found
             s, y = x - self.x, grad - self.grad
-            self.x, self.fun, self.grad = x, value, grad
+            self.move(x, value, grad)
             self.n_iter += 1
             learn(s, y)
             if self.callback is not None and self.callback(Iterate(x, value, self.grad_max, self.n_iter)):
-                return "converged" if self.grad_max <= self.tol else "stopped"
+                return "converged" if self.converged else "stopped"
             # Progress since the last milestone: a value lower by more than rounding, or a clearly smaller
             # gradient.
             if value < milestone[0] - self.precision * abs(value) or self.grad_max < 0.9 * milestone[1]:
                 milestone, idle = (value, self.grad_max), 0
             else:
                 idle += 1
-            if idle >= _PATIENCE and self.grad_max > self.tol:
-                return "precision"
+            if idle >= _PATIENCE:
+                return "converged" if self.converged else "precision"
 
     def _search(self, p, slope, step):
         """A step along p for the strong Wolfe conditions: (x, value, gradient), or None.
@@ -494,20 +519,19 @@ class _Run:
 class _OrthantRun(_Run):
     """A run whose function is value_and_grad's plus Σ l1 |x|, searched within one orthant at a time."""
 
-    def __init__(self, value_and_grad, l1, *options):
-        super().__init__(value_and_grad, *options)
-        self.l1 = np.asarray(l1, dtype=np.float64, like=self.x)
+    def __init__(self, value_and_grad, l1, x0, *options):
+        self.l1 = np.asarray(l1, dtype=np.float64, like=x0)
+        super().__init__(value_and_grad, x0, *options)
 
     def evaluate(self, x):
         value, grad = super().evaluate(x)
         return value + float(self.l1 @ np.abs(x)), grad
 
-    @property
-    def steepest(self):
+    def steepest_of(self, x, grad):
         """The subgradient of smallest norm."""
-        side = np.where(self.x == 0, -np.sign(self.grad), np.sign(self.x))
-        held = (self.x == 0) & (np.abs(self.grad) <= self.l1)
-        return np.where(held, 0.0, self.grad + side * self.l1)
+        side = np.where(x == 0, -np.sign(grad), np.sign(x))
+        held = (x == 0) & (np.abs(grad) <= self.l1)
+        return np.where(held, 0.0, grad + side * self.l1)
 
     def _search(self, p, slope, step):
         """Halve the step until the point, brought back into the orthant, is low enough."""
