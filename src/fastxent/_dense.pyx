@@ -63,8 +63,8 @@ cdef struct Pass:
     elements_fn elements
     SoftmaxRows call
     Elements cells
-    char* memory                             # per slot: Z, part, scratch
-    Py_ssize_t slot_bytes, z_bytes, part_bytes
+    char* memory                             # per slot: Z, part, a block of X, scratch
+    Py_ssize_t slot_bytes, z_bytes, part_bytes, x_bytes
     double* dW                               # (segments, d, K), zeroed
     double* db                               # (segments, K), zeroed
     BlockOut* out
@@ -98,7 +98,8 @@ cdef void segment(void* context, Py_ssize_t s, int slot) noexcept nogil:
     cdef char* memory = p.memory + slot * p.slot_bytes
     cdef char* Z = memory
     cdef char* part = memory + p.z_bytes
-    cdef char* scratch = part + p.part_bytes
+    cdef char* near = part + p.part_bytes
+    cdef char* scratch = near + p.x_bytes
     cdef Py_ssize_t item = 4 if p.single else 8, start = p.bounds[s], stop = p.bounds[s + 1], i, j
     cdef double* dW = p.dW + s * p.d * p.K
     cdef double* db = p.db + s * p.K
@@ -123,6 +124,10 @@ cdef void segment(void* context, Py_ssize_t s, int slot) noexcept nogil:
         m = <int>min(p.few_rows if p.few else p.block_rows, stop - start)
         x = p.X + start * (item if p.by_columns else p.ldx * item)
         if p.few:
+            if p.x_bytes > 0:
+                for j in range(p.d):
+                    memcpy(near + j * p.few_rows * item, x + j * p.ldx * item, m * item)
+                x = near
             tall.X, tall.rows = x, m
             p.logits(&tall)
         else:
@@ -317,7 +322,7 @@ def linear_pass(
     cdef int which = 0 if single else 1, lanes = kernels().lanes[which]
     p.width = tall_width(p.K, lanes)
     p.few = p.K <= tall_most(lanes) and 0 < p.d * p.width <= FEW_SUMS
-    p.few_rows = min(max(FEW_BYTES // (p.d * item) // 32 * 32, 32), block_rows)
+    p.few_rows = min(max((2 if p.by_columns else 1) * FEW_BYTES // (p.d * item) // 32 * 32, 32), block_rows)
     cdef int threads = <int>min(max(team_size(num_threads), 1), max(p.segments, 1))
     for s in range(p.segments):
         longest = max(longest, p.bounds[s + 1] - p.bounds[s])
@@ -326,7 +331,9 @@ def linear_pass(
     if p.want_grad and p.few: p.part_bytes = p.d * p.width * sizeof(double)
     elif p.want_grad: p.part_bytes = p.d * p.K * item
     p.part_bytes = (p.part_bytes + 63) // 64 * 64
-    p.slot_bytes = p.z_bytes + p.part_bytes + (0 if binary else (scratch_of(&p.call) * 8 + 127) // 64 * 64)
+    # Columns far apart, each on a page of its own: both products want the block in one place, a copy fetches it fastest.
+    p.x_bytes = (p.d * p.few_rows * item + 63) // 64 * 64 if p.few and p.by_columns else 0
+    p.slot_bytes = p.z_bytes + p.part_bytes + p.x_bytes + (0 if binary else (scratch_of(&p.call) * 8 + 127) // 64 * 64)
     cdef Py_ssize_t packed = ((p.d + 1) * p.width * item + 63) // 64 * 64 if p.few else 0
     cdef char* memory = <char*>malloc(packed + threads * p.slot_bytes + 64)
     p.out = <BlockOut*>malloc((p.segments + 1) * sizeof(BlockOut))
@@ -339,7 +346,7 @@ def linear_pass(
         pack(<char*>p.W, <char*>p.b, p.memory, p.d, p.K * item, p.width * item)
         p.logits, p.sums = kernels().tall_logits[which], kernels().tall_sums[which]
         p.tall.d, p.tall.K = p.d, p.K
-        p.tall.row, p.tall.col = 1 if p.by_columns else p.ldx, p.ldx if p.by_columns else 1
+        p.tall.row, p.tall.col = 1 if p.by_columns else p.ldx, p.few_rows if p.by_columns else 1
         p.tall.W, p.tall.bias = p.memory, p.memory + p.d * p.width * item
         p.memory += packed
     memset(p.out, 0, (p.segments + 1) * sizeof(BlockOut))
