@@ -9,18 +9,21 @@ rounds interleaved so that a slow minute of the machine meets everybody, medians
     mean loss + ‖W‖² / (2 C n)
 
 is computed once more in float64 from the coefficients. The best one known, f*, is that of all runs and of a fit
-in float64 to tol=1e-8. Writes curves.md (the tables) and curves.png (the picture) into DIR.
+in float64 to tol=1e-8. Writes curves.json (the points), curves.md (the tables, first one
+of all problems) and curves.png (the picture) into DIR; problems that are not run this time keep the points that
+curves.json has of them.  docs/images has the last ones: --out docs/images goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import statistics
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,7 @@ from fastxent.logistic import LogisticRegression
 from fastxent.plots import format_seconds
 
 DATA = Path(os.environ.get("FASTXENT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+OURS, DEFAULT = "fastxent auto", 1e-4  # our curve's name, and scikit-learn's tol unless told otherwise
 SLOW = 20.0  # seconds: a fit that takes longer is run once
 
 
@@ -82,10 +86,9 @@ def banking(dtype):
     with (DATA / "banking77_train.csv").open(encoding="utf-8", newline="") as file:
         _, *rows = csv.reader(file)
     text = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=dtype)
-    peers = {"lbfgs": (1e-3, 1e-4), "saga": (1e-2, 1e-3, 1e-4)}
-    return Problem(
-        text.fit_transform(row[0] for row in rows), np.array([row[1] for row in rows]), 10.0, peers
-    )
+    peers, ours = {"lbfgs": (1e-3, 1e-4), "saga": (1e-2, 1e-3, 1e-4)}, (1e-3, 3e-4, 1e-4, 5e-5, 3e-5, 1e-5)
+    X, y = text.fit_transform(row[0] for row in rows), np.array([row[1] for row in rows])
+    return Problem(X, y, 10.0, peers, ours)
 
 
 def bundled(load):
@@ -109,8 +112,7 @@ PROBLEMS = {
 def measure(problem, rounds):
     """Points of every solver, as {name: [Point, ...]}, and f*."""
     runs = [
-        ("fastxent auto", tol, LogisticRegression(C=problem.C, tol=tol, max_iter=5000), None)
-        for tol in problem.ours
+        (OURS, tol, LogisticRegression(C=problem.C, tol=tol, max_iter=5000), None) for tol in problem.ours
     ]
     for solver, tols in problem.peers.items():
         for threads in (None, 1):
@@ -144,19 +146,50 @@ def table(name, curves, best):
     """The problem's markdown table: one row per stopping point, and how much sooner we are where each peer ends."""
     lines = [
         f"**{name}** (f* = {best:.9g})\n",
-        "| solver | tol | passes or iterations | time | (f - f*) / f* | ours is as good after | faster by |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| solver | tol | passes or iterations | each | time | (f - f*) / f* | ours is as good after | faster by |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    ours = curves["fastxent auto"]
+    ours = curves[OURS]
     for solver, points in curves.items():
         for point in points:
             reached = [mine.seconds for mine in ours if mine.value <= point.value * (1 + 1e-5)]
-            row = [solver, f"{point.tol:g}", str(point.passes), format_seconds(point.seconds)]
+            row = [
+                solver,
+                f"{point.tol:g}",
+                str(point.passes),
+                format_seconds(point.seconds / max(point.passes, 1)),
+            ]
+            row.append(format_seconds(point.seconds))
             row.append(f"{max(point.value / best - 1, 0):.1e}")
             if points is ours or not reached:
                 row += ["", ""]
             else:
                 row += [format_seconds(min(reached)), f"{point.seconds / min(reached):.1f}×"]
+            lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def summary(results):
+    """The markdown table of all problems: each peer at its default tol, and our first point that is as good."""
+    lines = [
+        "| problem | passes | each | fastxent | (f - f*) / f* | peer | its time | (f - f*) / f* | faster by |",
+        "|---|---:|---:|---:|---:|---|---:|---:|---:|",
+    ]
+    for name, (curves, best) in results.items():
+        for solver, points in curves.items():
+            theirs = next((point for point in points if point.tol == DEFAULT), None)
+            good = [mine for mine in curves[OURS] if theirs and mine.value <= theirs.value * (1 + 1e-5)]
+            if solver == OURS or not good:
+                continue
+            mine = min(good, key=lambda point: point.seconds)
+            row = [
+                name,
+                str(mine.passes),
+                format_seconds(mine.seconds / mine.passes),
+                format_seconds(mine.seconds),
+            ]
+            row += [f"{max(mine.value / best - 1, 0):.1e}", solver, format_seconds(theirs.seconds)]
+            row += [f"{max(theirs.value / best - 1, 0):.1e}", f"{theirs.seconds / mine.seconds:.1f}×"]
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
@@ -178,16 +211,32 @@ def picture(results, path):
     for axis, (name, (curves, best)) in zip(axes.flat, results.items(), strict=False):
         for solver, points in curves.items():
             away = [max(point.value / best - 1, 1e-12) for point in points]
-            style = (
-                {"marker": "o", "lw": 2}
-                if solver == "fastxent auto"
-                else {"marker": "s", "lw": 1, "ls": "--"}
-            )
+            style = {"marker": "o", "lw": 2} if solver == OURS else {"marker": "s", "lw": 1, "ls": "--"}
             axis.loglog([point.seconds for point in points], away, label=solver, **style)
         axis.set(title=name, xlabel="seconds", ylabel="(f - f*) / f*")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
+
+
+def load(path):
+    """Results of earlier runs, as `measure` gives them, by problem."""
+    if not path.exists():
+        return {}
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: ({solver: [Point(**point) for point in points] for solver, points in curves.items()}, best)
+        for name, (curves, best) in saved.items()
+    }
+
+
+def save(results, path):
+    """Write results for `load`."""
+    plain = {
+        name: ({solver: [asdict(point) for point in points] for solver, points in curves.items()}, best)
+        for name, (curves, best) in results.items()
+    }
+    path.write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
 def main():
@@ -203,12 +252,14 @@ def main():
         parser.error(f"no problem has one of {arguments.only} in its name; there are: {', '.join(PROBLEMS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
-    results, tables = {}, []
+    points = arguments.out / "curves.json"
+    results = load(points)
     for name in chosen:
-        curves, best = measure(PROBLEMS[name](), arguments.rounds)
-        results[name] = curves, best
-        tables.append(table(name, curves, best))
-        print(tables[-1], flush=True)
+        results[name] = measure(PROBLEMS[name](), arguments.rounds)
+        print(table(name, *results[name]), flush=True)
+        save(results, points)
+    results = {name: results[name] for name in PROBLEMS if name in results}
+    tables = [summary(results), *(table(name, *result) for name, result in results.items())]
     (arguments.out / "curves.md").write_text("\n".join(tables), encoding="utf-8")
     picture(results, arguments.out / "curves.png")
 
