@@ -91,6 +91,7 @@ def stand_ins():
         fmax=lambda x, y: np.fmax(np.float32(x), np.float32(y)),
         fma=lambda x, y, z: np.float32(np.float64(x) * np.float64(y) + np.float64(z)),
         divide=lambda x, y: np.float32(x) / np.float32(y),
+        quotient=lambda a, b: int(np.uint32(a) // np.uint32(b)),
     )
     return module
 

@@ -108,7 +108,20 @@ def _method(name):
     return lambda self, *args, **kwargs: _out(getattr(self.memory, name)(*map(_in, args), **kwargs))
 
 
-for _name in ("all", "any", "argmax", "copy", "fill", "item", "max", "mean", "ravel", "reshape", "sum"):
+for _name in (
+    "all",
+    "any",
+    "argmax",
+    "copy",
+    "fill",
+    "item",
+    "max",
+    "mean",
+    "min",
+    "ravel",
+    "reshape",
+    "sum",
+):
     setattr(Array, _name, _method(_name))
 Array.astype = lambda self, dtype, copy=True: Array(self.memory.astype(dtype, copy=copy))
 Array.item = lambda self: self.memory.item()

@@ -350,17 +350,6 @@ def test_labels_before_probabilities_are_told_once(call):
     assert warned(probabilities((5, 4)), np.zeros(5, int)) == 1  # the other mistake is told still
 
 
-def test_temperature_scaling_of_probabilities():
-    rng = np.random.default_rng(0)
-    p, y = probabilities((50, 3)), rng.integers(0, 3, 50)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fx.TemperatureScaling().fit(np.log(p), y)
-        fx.TemperatureScaling().fit(p, y)
-        fx.TemperatureScaling().fit(p, y)
-    assert sum("look like probabilities" in str(warning.message) for warning in caught) == 1
-
-
 def test_estimators_name_the_remedy():
     X = np.arange(8.0).reshape(4, 2)
     with pytest.raises(TypeError, match=r"strings or numbers, got NoneType, str; leave out"):

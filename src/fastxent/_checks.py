@@ -491,7 +491,7 @@ _LOOKED_AT = 16  # classes of the first row that are read one by one before any 
 _ROWS = 8
 
 
-def warn_of_probabilities(logits, silence="check=False silences this warning, which comes once."):
+def warn_of_probabilities(logits):
     """Warn, once per process, if logits (outer, classes, inner) look like probabilities.
 
     They do if each of the first 8 rows, at least two, is non-negative and sums to 1, unless all are one-hot or constant
@@ -520,7 +520,8 @@ def warn_of_probabilities(logits, silence="check=False silences this warning, wh
     _told.append("probabilities")
     warnings.warn(
         f"logits: the first {len(rows)} rows are non-negative and sum to 1, so they look like probabilities. "
-        f"This function takes the scores before the softmax: pass those, or np.log(probabilities). {silence}",
+        "This function takes the scores before the softmax: pass those, or np.log(probabilities). "
+        "check=False silences this warning, which comes once.",
         UserWarning,
         stacklevel=2,
     )

@@ -109,8 +109,6 @@ class TemperatureScaling(SaveMixin, TransformerMixin, BaseEstimator):
 
         Warns
         -----
-        UserWarning
-            Once per process, where the logits look like probabilities.
         ConvergenceWarning
             Where no temperature between the bounds is best: the scores separate the classes perfectly, say nothing, or
             are worse than guessing.
@@ -118,7 +116,6 @@ class TemperatureScaling(SaveMixin, TransformerMixin, BaseEstimator):
         low, high = _interval(self.bounds)
         z, self.n_features_in_ = _scores(logits)
         check_consistent_length(z, labels)
-        _checks.warn_of_probabilities(z[:, :, None], "The fit goes on; this warning comes once.")
         weight = check_sample_weight(sample_weight, len(z), np.float64)
         classes, targets = _columns(labels, z.shape[1], weight, self.classes)
         problem = _Problem(z, targets, weight, _backend.choose(self.backend), self.num_threads)

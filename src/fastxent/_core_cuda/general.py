@@ -180,7 +180,7 @@ def _region_rows_signature(dtype):
 @functools.cache
 def _region_sums_signature(dtype):
     f = pointer_to(real_of(dtype))
-    return (pointer_to(element_of(dtype)), f, f, f, pointer_to(F64), *(I64,) * 16, I32)
+    return (pointer_to(element_of(dtype)), f, f, f, pointer_to(F64), *(I64,) * 17, I32)
 
 
 @functools.cache
@@ -219,8 +219,8 @@ def region_sums(context, values, targets, sample_weight, activation, soft_labels
     partials = context.empty((3 * n_groups * chunks,), "float64")
     given = (values, targets, sample_weight, states, partials)
     numbers = (
-        *map(launch._pointer, given), n_groups, outer, n_classes, inner, *values.strides, *targets.strides,
-        *((0,) * 4 if sample_weight is None else sample_weight.strides),
+        *map(launch._pointer, given), n_groups, outer, n_classes, inner, -(-count // (chunks * threads)), *values.strides,
+        *targets.strides, *((0,) * 4 if sample_weight is None else sample_weight.strides),
         0 if sample_weight is None else rows.WEIGHT,
     )  # fmt: skip
     arguments = (dtype, activation, bool(soft_labels), per_class)

@@ -23,6 +23,7 @@ __all__ = [
     "high_float16",
     "load16",
     "low_float16",
+    "quotient",
     "raise_to",
     "store16",
 ]
@@ -164,3 +165,15 @@ def fma(typingctx, x, y, z):
 def divide(typingctx, x, y):
     """x / y within 2 ulp over the whole range, without the call that correct rounding takes."""
     return _instruction("div.full.f32 $0, $1, $2;", "=f,f,f", types.float32, types.float32, types.float32)
+
+
+@intrinsic
+def quotient(typingctx, a, b):
+    """a // b of two numbers from 0 to 2^32 - 1, as int64. Of Numba's own 64-bit one the compiler may not see that."""
+    signature = types.int64(types.int64, types.int64)
+
+    def codegen(context, builder, signature, args):
+        a, b = (builder.trunc(value, WORD) for value in args)
+        return builder.zext(builder.udiv(a, b), ir.IntType(64))
+
+    return signature, codegen

@@ -85,7 +85,7 @@ def sums_kernel(storage, activation, soft, per_class):
     ZERO, ONE = real(0), real(1)
 
     def kernel(
-        X, T, W, STATES, PART, n_groups, n_outer, n_classes, n_inner,
+        X, T, W, STATES, PART, n_groups, n_outer, n_classes, n_inner, n_each,
         x_region, x_outer, x_step, x_inner, t_region, t_outer, t_step, t_inner,
         w_region, w_outer, w_step, w_inner, flags,
     ):  # fmt: skip
@@ -105,7 +105,8 @@ def sums_kernel(storage, activation, soft, per_class):
             found = float64(0)
             lost = float64(0)
             i = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
-            while i < count:
+            left = n_each  # elements of a thread, at most: counted down, the compiler divides for no count of its own
+            while left > 0 and i < count:
                 line, inner = split_row(i, n_inner)
                 outer = line
                 k = only
@@ -139,6 +140,7 @@ def sums_kernel(storage, activation, soft, per_class):
                     hits += weight * hit
                     found += weight * extra
                     lost += weight * miss
+                left -= 1
                 i += int64(cuda.gridDim.x) * cuda.blockDim.x
             hits = group_sum(hits, float64(0), shared_one, uint32(FULL))
             found = group_sum(found, float64(0), shared_two, uint32(FULL))

@@ -8,7 +8,7 @@ carried along (it would be amplified by |u - top|).
 import math
 from typing import NamedTuple
 
-from numba import cuda, float64, int64, uint32
+from numba import cuda, float64, int64
 
 from . import intrinsics as on
 from .rows import ABSOLUTE, BAD, BIAS, FLOORED, IGNORE, WEIGHT
@@ -55,7 +55,7 @@ def split_row(row, n_inner):
     """(outer, inner) of a row below 2^53, by the division of 32 bits wherever that is enough: one of 64 is a call."""
     if n_inner > 1:
         if (row | n_inner) >> 32 == 0:
-            outer = int64(uint32(row) // uint32(n_inner))
+            outer = on.quotient(int64(row), int64(n_inner))
         else:
             outer = int64(float64(row) / float64(n_inner))
             if outer * n_inner > row:  # a quotient just below a whole number was rounded up to it
