@@ -219,8 +219,8 @@ def region_sums(context, values, targets, sample_weight, activation, soft_labels
     partials = context.empty((3 * n_groups * chunks,), "float64")
     given = (values, targets, sample_weight, states, partials)
     numbers = (
-        *map(launch._pointer, given), n_groups, outer, n_classes, inner, -(-count // (chunks * threads)), *values.strides,
-        *targets.strides, *((0,) * 4 if sample_weight is None else sample_weight.strides),
+        *map(launch._pointer, given), n_groups, outer, n_classes, inner, -(-count // (chunks * threads)),
+        *values.strides, *targets.strides, *((0,) * 4 if sample_weight is None else sample_weight.strides),
         0 if sample_weight is None else rows.WEIGHT,
     )  # fmt: skip
     arguments = (dtype, activation, bool(soft_labels), per_class)
