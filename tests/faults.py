@@ -1,8 +1,9 @@
 """Calls that meet a fault: out of memory, Ctrl-C, pools of workers.  Run by test_faults.py in a process of its own.
 
 ``python tests/faults.py starve kernels`` (or ``estimators``) makes each call with too little memory, ``interrupt``
-sends each a SIGINT, and ``pool fork`` (or another kind) lets a pool's workers make some.  A line for each call says
-how it went, for a pool one line the number of threads; the first that goes wrong ends the process with a traceback.
+sends each a SIGINT (``interrupt dask``: those over Dask), and ``pool fork`` (or another kind) lets a pool's workers
+make some.  A line for each call says how it went, for a pool one line the number of threads; the first that goes wrong
+ends the process with a traceback.
 """
 
 from __future__ import annotations
@@ -212,6 +213,7 @@ def starve(group):
 # --------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 WAIT = 0.3  # seconds after which the signal comes
+CLUSTER_WAIT = 1.5  # where workers first read their blocks
 
 
 def endless():
@@ -265,15 +267,60 @@ def endless():
     return calls
 
 
-def interrupt():
+def endless_over_dask():
+    """Calls as those of `endless`, and when to interrupt them: over Dask's threads, then over two worker processes.
+
+    At the end the workers must hold nothing of them.
+    """
+    import dask.array as da
+    from distributed import Client, LocalCluster
+
+    from fastxent import dask as fxd
+
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((20_000, 40))
+    arrays = da.from_array(X, chunks=(5_000, 40)), da.from_array(X[:, :5].argmax(axis=1), chunks=5_000)
+
+    def logistic(**options):
+        fit = fxd.LogisticRegression(tol=1e-12, max_iter=10_000, C=1e6, **options).fit(*arrays)
+        assert np.isfinite(fit.coef_).all()
+        return fit.opt_result_.status == "interrupted"
+
+    def mlp(solver):
+        options = {"max_iter": 100_000, "tol": 0.0, "n_iter_no_change": 100_000, "random_state": 0}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit = fxd.MLPClassifier((20,), solver=solver, **options).fit(*arrays)
+        assert np.isfinite(fit.coefs_[0]).all()
+        return any("interrupted" in str(each.message) for each in caught)
+
+    model = fxd.LogisticRegression(max_iter=1).fit(*arrays)
+    calls = {
+        "LogisticRegression(solver='lbfgs').fit": lambda: logistic(solver="lbfgs"),
+        "LogisticRegression(solver='newton-cg').fit": lambda: logistic(solver="newton-cg"),
+        "MLPClassifier(solver='adam').fit": lambda: mlp("adam"),
+        "MLPClassifier(solver='lbfgs').fit": lambda: mlp("lbfgs"),
+        "LogisticRegression.predict": lambda: model.predict(arrays[0]).compute(),
+    }
+    yield {f"dask, threads: {name}": call for name, call in calls.items()}, WAIT
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        for fit in (fxd.LogisticRegression(max_iter=1), fxd.MLPClassifier((20,), max_iter=1)):
+            fit.fit(*arrays)  # the workers import what they need
+        yield {f"dask, a cluster: {name}": call for name, call in calls.items()}, CLUSTER_WAIT
+        until = time.monotonic() + 20
+        while client.cluster.scheduler.tasks and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not client.cluster.scheduler.tasks, sorted(client.cluster.scheduler.tasks)
+
+
+def interrupt(calls, wait=WAIT):
     """A SIGINT to each call: it ends soon, and the next one works."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
     small = np.arange(12.0).reshape(4, 3), [0, 1, 2, 0]
-    for name, call in endless().items():
+    for name, call in calls.items():
         expected = fx.softmax_cross_entropy(*small)
         call_ended, partial = None, False
         sender = subprocess.Popen(
-            ["sh", "-c", f"sleep {WAIT}; date +%s.%N; kill -INT {os.getpid()}"], stdout=subprocess.PIPE
+            ["sh", "-c", f"sleep {wait}; date +%s.%N; kill -INT {os.getpid()}"], stdout=subprocess.PIPE
         )
         try:
             while not partial:
@@ -314,8 +361,12 @@ def pooled(pool):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    if sys.argv[1] == "interrupt":
-        interrupt()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
+    if sys.argv[1:] == ["interrupt"]:
+        interrupt(endless())
+    elif sys.argv[1:] == ["interrupt", "dask"]:
+        for calls, wait in endless_over_dask():
+            interrupt(calls, wait)
     elif sys.argv[1] == "pool":
         pooled(sys.argv[2])
     else:

@@ -179,6 +179,16 @@ def test_ctrl_c_everywhere():
 
 @pytest.mark.slow
 @pytest.mark.compiled
+def test_ctrl_c_over_dask():
+    """On threads and on a cluster: fits end with the model so far or KeyboardInterrupt; nothing stays on workers."""
+    pytest.importorskip("distributed")
+    lines = run(SCRIPT, "interrupt", "dask").splitlines()
+    assert len(lines) == 10
+    assert sum("a partial model" in line for line in lines) >= 4, "\n".join(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
 @pytest.mark.parametrize("pool", ["fork", "spawn", "loky", "multiprocessing", "threading"])
 def test_in_pools(pool):
     """No hang after the parent has had its threads; the parent's results; no thread beyond one process's teams.
