@@ -9,6 +9,7 @@ FASTXENT_SANITIZE=address,undefined  the same under these sanitizers
 FASTXENT_THREADS=0                   a build without threads
 """
 
+import json
 import os
 import shutil
 import sysconfig
@@ -17,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
+import Cython
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, PlatformError
 
@@ -141,6 +144,52 @@ class Build(build_ext):
         return target
 
 
+class Wheel(bdist_wheel):
+    """A wheel with a bill of materials in its `.dist-info/sboms` (PEP 770, CycloneDX).
+
+    It lists what is compiled into the extensions and that no metadata name otherwise: code that Cython generates, and
+    NumPy's headers. What the package imports is in its metadata.
+    """
+
+    def write_wheelfile(self, wheelfile_base, *args, **options):
+        super().write_wheelfile(wheelfile_base, *args, **options)
+        folder = Path(wheelfile_base, "sboms")
+        folder.mkdir(exist_ok=True)
+        text = json.dumps(self.bill_of_materials(), indent=2)
+        (folder / "fastxent.cdx.json").write_text(text + "\n", encoding="utf-8")
+
+    def bill_of_materials(self):
+        """The same for the same versions: no date, no serial number."""
+        whole = component("fastxent", self.distribution.get_version(), "BSD-3-Clause")
+        parts = [
+            component("cython", Cython.__version__, "Apache-2.0"),
+            component("numpy", numpy.__version__, "BSD-3-Clause"),
+        ]
+        uses = {"ref": whole["bom-ref"], "dependsOn": [part["bom-ref"] for part in parts]}
+        return {
+            "bomFormat": "CycloneDX",
+            "specVersion": "1.6",
+            "version": 1,
+            "metadata": {"component": whole},
+            "components": parts,
+            "dependencies": [uses, *({"ref": part["bom-ref"]} for part in parts)],
+        }
+
+
+def component(name, version, license_id):
+    """A package of PyPI in a bill of materials."""
+    purl = f"pkg:pypi/{name}@{version}"
+    license_of = [{"license": {"id": license_id}}]
+    return {
+        "type": "library",
+        "bom-ref": purl,
+        "name": name,
+        "version": version,
+        "licenses": license_of,
+        "purl": purl,
+    }
+
+
 def extension(name):
     """One Cython module; a changed kernel is a reason to link `_core` again."""
     return Extension(
@@ -160,5 +209,5 @@ setup(
         compiler_directives={"boundscheck": True} if DEBUG else {},
         show_all_warnings=False,
     ),
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
 )

@@ -15,6 +15,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastxent as fx
@@ -177,6 +178,14 @@ def test_wheel_from_sdist_works_where_it_is_installed(sdist, tmp_path):
     assert {"fastxent/py.typed", "fastxent/__init__.pyi", "fastxent/_core.pyi"} <= names
     assert not {name for name in names if name.endswith((".pyx", ".pxd", ".cpp", ".hpp"))}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fastxent"}
+    (bill,) = site.glob("fastxent-*.dist-info/sboms/*.cdx.json")
+    bill = json.loads(bill.read_text(encoding="utf-8"))
+    parts = [bill["metadata"]["component"], *bill["components"]]
+    assert [(part["name"], part["version"]) for part in parts] == [
+        ("fastxent", fx.__version__),
+        ("cython", importlib.metadata.version("cython")),
+        ("numpy", np.__version__),
+    ]
     assert use(site, tmp_path)["cpu"]["available"]
     command = [
         sys.executable,
