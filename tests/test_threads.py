@@ -177,6 +177,39 @@ def test_concurrent_calls(backend):
             assert_array_equal(grad, expected[job % 4][1])
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        fx.LogisticRegression(),
+        fx.MLPClassifier((32,), max_iter=2, random_state=0),
+        fx.TemperatureScaling(),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_concurrent_predictions(model):
+    """One fitted estimator asked by eight threads at once: the bits that one thread has."""
+    rng = np.random.default_rng(4)
+    X = rng.standard_normal((30_011, 12))
+    y = (X[:, :5] + rng.gumbel(size=(30_011, 5))).argmax(axis=1)
+    if isinstance(model, fx.TemperatureScaling):
+        X = X[:, :5]
+    model.fit(X[:500], y[:500])
+    blocks = [X[start :: 1 + start] for start in range(8)]
+    expected = [(model.predict_proba(block), model.predict(block)) for block in blocks]
+    start = threading.Barrier(8)
+
+    def work(job):
+        start.wait()
+        return [(model.predict_proba(blocks[job]), model.predict(blocks[job])) for _ in range(5)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for answers, alone in zip(pool.map(work, range(8)), expected, strict=True):
+            for answer in answers:
+                assert_array_equal(answer[0], alone[0])
+                assert_array_equal(answer[1], alone[1])
+
+
 def test_errors_in_concurrent_calls(backend):
     """A bad label in one thread is that thread's error only."""
     z, y = problem((110_001, 10))
