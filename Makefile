@@ -5,6 +5,7 @@
 #   make docs FASTXENT_EXAMPLES=small                      runs the gallery's examples; without it they are shown alone
 #   make test-all ARGS=--rest                              without what `make test` has just passed
 #   make test JOBS=8                                       on so many processes (2 by default)
+#   make parallel PARALLEL_TESTS=tests/test_gan.py         some of its files; PARALLEL_THREADS=4
 #   make test PY=python3.12                                chooses the interpreter of a new .venv
 PY ?= python3
 BIN := .venv/bin
@@ -15,13 +16,17 @@ SOAK_SECONDS ?= 600
 # Whatever calls a kernel; what needs PyTorch, Dask or a GPU runs outside.
 ASAN_TESTS := $(patsubst %,tests/test_%.py,softmax sigmoid binary edges family divergence binary_family linear losses composition \
   properties region gan information shards memory boosting blocks solvers calibration files mlp_step fuzz_corpus)
+# Kernels and losses, which threads may call at once; what patches or captures the plugin leaves out.
+PARALLEL_TESTS := $(patsubst %,tests/test_%.py,golden softmax sigmoid binary edges family divergence binary_family linear losses \
+  composition region gan information shards axis arrays calibration)
+PARALLEL_THREADS ?= 8
 FUZZ_TARGETS := small softmax sigmoid family elementwise linear shards boost distributions network load
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test test-all versions sanitized asan fuzz valgrind tsan soak numbers bench bench-compare docs examples lint wheel wheel-test clean
+.PHONY: demo test test-all versions parallel sanitized asan fuzz valgrind tsan soak numbers bench bench-compare docs examples lint wheel wheel-test clean
 
 demo: .venv/built
 	$(BIN)/fastxent demo $(ARGS)
@@ -35,6 +40,11 @@ test-all: .venv/all
 # Wheels in new environments, for the interpreters of this machine, with the oldest and the newest dependencies: noxfile.py.
 versions: .venv/versions
 	JOBS=$(JOBS) $(BIN)/python -m nox $(ARGS)
+
+# One test at a time, which all threads run together: what it calls must not mind.
+parallel: .venv/parallel
+	$(BIN)/python -m pytest -q -p no:cacheprovider --benchmark-disable -m "not slow" --parallel-threads $(PARALLEL_THREADS) \
+	  --skip-thread-unsafe=True $(PARALLEL_TESTS) $(ARGS)
 
 # A build with sanitizers, in a copy of the sources: the extensions of .venv stay as they are.
 sanitized: .venv/built
@@ -140,6 +150,10 @@ clean:
 
 .venv/fuzz: .venv/built
 	$(BIN)/python -m pip install -q --group fuzz
+	touch $@
+
+.venv/parallel: .venv/built
+	$(BIN)/python -m pip install -q --group parallel
 	touch $@
 
 .venv/bench: .venv/built
