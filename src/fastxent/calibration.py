@@ -305,7 +305,9 @@ class _Problem:
             if targets.ndim == 2:
                 mass, drawn = targets.sum(axis=1), (targets * finite).sum(axis=1)
             top = z.max(axis=1)
-            at_zero = mass * (finite.sum(axis=1) / possible.sum(axis=1)) - drawn
+            # Floats, or the division would cast: NumPy crashes where it finds no memory for that.
+            counts = possible.sum(axis=1, dtype=np.float64)
+            at_zero = mass * (finite.sum(axis=1) / counts) - drawn
             at_infinity = mass * top - drawn
             differ = differ or bool((np.where(possible, z, top[:, None]).min(axis=1) < top).any())
             first += float(at_zero.sum() if weight is None else at_zero @ weight)
