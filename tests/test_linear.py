@@ -101,6 +101,15 @@ def test_gradient_is_the_numerical_derivative():
     assert (plus - minus) / (2 * h) == pytest.approx(slope, rel=1e-8)
 
 
+def test_bias_of_any_stride(backend):
+    X, W, b, y = problem()
+    for bias in (b[::-1], np.repeat(b, 3)[::3], np.broadcast_to(b[1], b.shape)):
+        expected = whole(X, W, bias, y)
+        got = linear_cross_entropy_with_grad(X, W, y, bias, backend=backend)
+        for a, e in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, e, **tolerance("float64"))
+
+
 def test_without_bias_and_without_dx():
     X, W, _, y = problem()
     loss, dX, dW, db = linear_cross_entropy_with_grad(X, W, y, need_dx=False)

@@ -386,3 +386,9 @@ def test_bad_arrays(loss, z, t, weight, message):
         loss.loss(z, t, weight)
     with pytest.raises(ValueError, match="backend"):
         fx.DiceLoss().loss([0.5], [1], backend="abacus")
+
+
+@pytest.mark.parametrize("loss", [fx.DiceLoss, fx.TverskyLoss])
+def test_a_softmax_of_one_number_has_no_classes(loss, backend):
+    with pytest.raises(ValueError, match="logits: expected an axis of classes"):
+        loss(activation="softmax").loss(1.0, True, backend=backend)

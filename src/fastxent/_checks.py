@@ -907,7 +907,9 @@ def region_input(logits, targets, sample_weight, axis, class_axis, activation, *
     z = source.astype(dtype, copy=False)
     axes = axes_of(axis, z.ndim)
     at = axis_of(class_axis, z.ndim) if z.ndim else 0
-    if activation == "softmax" and z.ndim and z.shape[at] == 0:
+    if activation == "softmax" and not z.ndim:
+        raise ValueError(f"{name}: expected an axis of classes for a softmax, got a single number")
+    if activation == "softmax" and z.shape[at] == 0:
         raise ValueError(f"{name}: expected at least one class, got shape {z.shape} with class_axis {at}")
     given = array(targets, "targets")
     t = given

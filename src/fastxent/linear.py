@@ -415,7 +415,7 @@ class LinearObjective:
 
     def _parameters(self, W, b):
         W = np.ascontiguousarray(W, dtype=self.dtype)
-        return W, None if b is None else np.asarray(b, dtype=self.dtype)
+        return W, None if b is None else np.ascontiguousarray(b, dtype=self.dtype)
 
     def place(self, array):
         """An array where the vectors are: in memory."""
