@@ -89,7 +89,9 @@ def test_labels(shape, dtype):
             lambda z, f=f, target=target, weight=weight, options=options: f(z, target, weight, **options)
             for f in (ft.cross_entropy, F.cross_entropy)
         ]
-        compare(*both, (input,), dtype)
+        loss, grad = compare(*both, (input,), dtype)
+        assert loss.shape == (target.shape if reduction == "none" else ())
+        assert grad.shape == shape
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -102,7 +104,8 @@ def test_probabilities(shape, dtype):
     weight = (torch.rand(shape[dim]) + 0.5).to(dtype)
     for reduction, smoothing in itertools.product(REDUCTIONS, (0.0, 0.2)):
         options = {"reduction": reduction, "label_smoothing": smoothing}
-        compare(ft.cross_entropy, F.cross_entropy, (input, target), dtype, **options)
+        _, *grads = compare(ft.cross_entropy, F.cross_entropy, (input, target), dtype, **options)
+        assert [grad.shape for grad in grads] == [shape, shape]
         if dtype in (torch.float32, torch.float64):
             compare(ft.cross_entropy, F.cross_entropy, (input, target, weight), dtype, **options)
             compare(ft.cross_entropy, F.cross_entropy, (input, target - 0.5, weight), dtype, **options)
