@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import rosen, rosen_der, rosen_hess
 
-from fastxent.solvers import _Pairs, lbfgs, newton, newton_cg, owlqn
+from fastxent.solvers import _Pairs, lbfgs, newton, newton_cg, owlqn, proximal_newton
 
 
 class Quadratic:
@@ -299,33 +299,107 @@ def test_newton_on_a_singular_and_an_indefinite_hessian():
     np.testing.assert_allclose(np.cos(bump.x), -1, atol=1e-8)
 
 
-def test_owlqn_satisfies_the_optimality_conditions():
+def solve_absolute(name, f, l1, start, **options):
+    """`owlqn` or `proximal_newton` on f plus Σ l1 |x|."""
+    if name == "owlqn":
+        return owlqn(f.value_and_grad, l1, start, max_iter=2000, **options)
+    return proximal_newton(f.value_and_grad, f.hessian, l1, start, **options)
+
+
+def assert_optimal(f, l1, out, tol):
+    """The subgradient of smallest norm is within tol, and what is held at zero is exactly 0."""
+    value, grad = f.value_and_grad(out.x)
+    zero = out.x == 0
+    assert out.converged
+    assert (abs(grad[zero]) <= l1[zero] + tol).all()
+    np.testing.assert_allclose(grad[~zero], -np.sign(out.x[~zero]) * l1[~zero], atol=tol)
+    assert out.fun == pytest.approx(value + l1 @ abs(out.x), rel=1e-15)
+
+
+ABSOLUTE = pytest.mark.parametrize("name", ["owlqn", "proximal_newton"])
+
+
+@ABSOLUTE
+@pytest.mark.parametrize("strength", [1e-3, 3e-2, 0.3])
+def test_absolute_values_hold_the_optimality_conditions(name, strength):
     f = Logistic()
-    for strength in (1e-3, 3e-2, 0.3):
-        l1 = np.array([strength] * 5 + [0.0])
-        out = owlqn(f.value_and_grad, l1, f.start, tol=1e-8, max_iter=2000)
-        value, grad = f.value_and_grad(out.x)
-        zero = out.x == 0
-        assert out.converged
-        assert (abs(grad[zero]) <= l1[zero] + 1e-8).all()
-        np.testing.assert_allclose(grad[~zero], -np.sign(out.x[~zero]) * l1[~zero], atol=1e-8)
-        assert out.fun == pytest.approx(value + l1 @ abs(out.x), rel=1e-15)
-    assert zero.any()
-    assert not zero[-1]
+    l1 = np.array([strength] * 5 + [0.0])
+    out = solve_absolute(name, f, l1, f.start, tol=1e-8)
+    assert_optimal(f, l1, out, 1e-8)
+    assert out.x[-1] != 0
+    assert strength < 0.3 or (out.x == 0).any()
 
 
-def test_owlqn_without_absolute_values_is_lbfgs():
+@ABSOLUTE
+def test_without_absolute_values_it_is_the_smooth_minimum(name):
     f = Logistic()
     plain = lbfgs(f.value_and_grad, f.start, tol=1e-9, max_iter=500)
-    np.testing.assert_allclose(
-        owlqn(f.value_and_grad, np.zeros(6), f.start, tol=1e-9, max_iter=500).x, plain.x, atol=1e-6
-    )
+    out = solve_absolute(name, f, np.zeros(6), f.start, tol=1e-9)
+    np.testing.assert_allclose(out.x, plain.x, atol=1e-6)
 
 
-def test_owlqn_starts_away_from_zero_and_crosses_it():
+@ABSOLUTE
+def test_a_penalty_above_the_gradient_leaves_zero(name):
+    f = Logistic()
+    l1 = 2 * abs(f.value_and_grad(f.start)[1])
+    out = solve_absolute(name, f, l1, f.start, tol=1e-8)
+    assert (out.n_iter, out.x.tolist()) == (0, [0.0] * 6)
+    assert (solve_absolute(name, f, l1, np.ones(6), tol=1e-8).x == 0).all()
+
+
+class Diagonal:
+    """½ |x - a|²: soft thresholds are the minimum."""
+
     a = np.array([3.0, -0.5, -4.0])
-    out = owlqn(
-        lambda x: (float((x - a) @ (x - a)) / 2, x - a), np.ones(3), np.array([-5.0, 5.0, 5.0]), tol=1e-10
-    )
+
+    def value_and_grad(self, x):
+        return float((x - self.a) @ (x - self.a)) / 2, x - self.a
+
+    def hessian(self, x):
+        return np.eye(3)
+
+
+@ABSOLUTE
+def test_starts_away_from_zero_and_crosses_it(name):
+    out = solve_absolute(name, Diagonal(), np.ones(3), np.array([-5.0, 5.0, 5.0]), tol=1e-10)
     np.testing.assert_allclose(out.x, [2, 0, -3], atol=1e-9)
     assert out.x[1] == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_proximal_newton_solves_quadratics_in_one_step(seed):
+    """Any condition, singular ones too, any start: the model is the function, and is minimized exactly."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 25))
+    root = rng.standard_normal((int(rng.integers(1, 2 * n + 1)), n)) * np.logspace(0, -rng.integers(0, 4), n)
+
+    class Least:
+        H = root.T @ root
+        b = root.T @ rng.standard_normal(len(root))
+
+        def value_and_grad(self, x):
+            return float(x @ self.H @ x) / 2 - float(self.b @ x), self.H @ x - self.b
+
+        def hessian(self, x):
+            return self.H
+
+    f = Least()
+    l1 = rng.uniform(0.01, 1, n) * abs(f.b).max() * 10.0 ** -rng.integers(0, 4)
+    start = rng.standard_normal(n) * rng.integers(0, 2)
+    out = solve_absolute("proximal_newton", f, l1, start, tol=1e-7 * max(abs(f.b).max(), 1.0))
+    assert_optimal(f, l1, out, 1e-6 * max(abs(f.b).max(), 1.0))
+    assert out.n_iter <= 2
+
+
+def test_proximal_newton_on_a_hessian_that_is_zero():
+    """A linear function: nothing bounds the model, so the steepest direction is taken until the iterations end."""
+    out = proximal_newton(
+        lambda x: (-float(x.sum()), -np.ones(2)),
+        lambda x: np.zeros((2, 2)),
+        np.full(2, 0.5),
+        np.zeros(2),
+        max_iter=3,
+    )
+    assert out.status == "max_iter"
+    assert np.isfinite(out.x).all()
+    assert out.fun < 0

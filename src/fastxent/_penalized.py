@@ -105,9 +105,10 @@ class Problem:
         diagonal[d * k :] += self.intercept_penalty
         if self.shift_free:
             # Softmax ignores a shift of all outputs, so H is singular along it where nothing is penalized.
-            # The gradient has no part along that shift: whatever curvature it gets here, no step takes it.
+            # The gradient has no part along that shift: whatever curvature it gets here, no step takes it.  (Absolute
+            # values have one; there the solver copes.)
             shift = np.full((k, k), 1 / k)
-            for at in range(0 if self.penalty == 0 else d * k, self.size, k):
+            for at in range(0 if self.penalty == 0 and self.l1 is None else d * k, self.size, k):
                 H[at : at + k, at : at + k] += shift * diagonal[at : at + k].max()
         return H
 

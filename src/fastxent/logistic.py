@@ -76,7 +76,7 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         Without effect: nothing here is random.
     solver : str, default="auto"
         "auto" takes Newton's method with a Cholesky factor where features times outputs are few, else
-        preconditioned L-BFGS.  "lbfgs", "newton-cg" and "newton-cholesky" name one; "sag" and "saga" solve
+        preconditioned L-BFGS; with absolute values, their proximal and orthant-wise kin.  "lbfgs", "newton-cg" and "newton-cholesky" name one; "sag" and "saga" solve
         the same problem as "auto", "liblinear" that of LIBLINEAR (two classes, penalized intercept).
     max_iter : int, default=100
     verbose : int, default=0
@@ -529,15 +529,20 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
             bar.wipe()
 
     def _solved(self, problem, start, options):
+        work = problem.objective.n_rows * problem.size**2
+        dense = not problem.objective.is_sparse and self.backend != "cuda"
+        few = work <= _NEWTON_WORK and dense and self.loss is None
+        if problem.l1 is not None and few:
+            return solvers.proximal_newton(
+                problem.value_and_grad, problem.hessian, problem.l1, start, **options
+            )
         if problem.l1 is not None:
             # The preconditioner turns the direction across the orthants' walls: with it, 1310 iterations
             # instead of 83.
             return solvers.owlqn(problem.value_and_grad, problem.l1, start, memory=20, **options)
         solver = self.solver
         if solver not in ("lbfgs", "newton-cg", "newton-cholesky"):
-            work = problem.objective.n_rows * problem.size**2
-            few = work <= _NEWTON_WORK and not problem.objective.is_sparse and self.backend != "cuda"
-            solver = "newton-cholesky" if few and self.loss is None else "lbfgs"
+            solver = "newton-cholesky" if few else "lbfgs"
         continued = isinstance(problem, ContinuedProblem) and problem.past is not None
         if solver == "newton-cholesky" or (continued and problem.whole):
             return solvers.newton(problem.value_and_grad, problem.hessian, start, **options)
