@@ -19,19 +19,18 @@ template <class T> struct Swept {
 };
 static_assert(sizeof(Swept<double>) <= 8 * fx::SWEPT_SCRATCH, "the scratch of a group");
 
-// Classes [k, k + count) of the rows of a run, `stride` numbers apart: where they lie, or widened and padded to `span` rows.
-template <class T> struct Chunk { const T* at; ptrdiff_t stride; };
+// Classes [k, k + count) of the rows of a run, `stride` numbers apart: where they lie, or widened and padded to `span` rows.  The
+// chunk after it, which the hardware's prefetcher does not foresee, lies `ahead` bytes on; where 0, it has been asked for.
+template <class T> struct Chunk { const T* at; ptrdiff_t stride, ahead; };
 template <class T> FX_INLINE Chunk<T> chunk_of(int storage, const Run& run, ptrdiff_t cls, ptrdiff_t k, ptrdiff_t count, ptrdiff_t span, T* buffer) {
-  if (stored_as_is<T>(storage) && run.count == span && cls % (ptrdiff_t)sizeof(T) == 0) return {(const T*)(run.at + k * cls), cls / (ptrdiff_t)sizeof(T)};
+  if (stored_as_is<T>(storage) && run.count == span && cls % (ptrdiff_t)sizeof(T) == 0) return {(const T*)(run.at + k * cls), cls / (ptrdiff_t)sizeof(T), SWEPT * cls};
   for (ptrdiff_t c = 0; c < count; c++) {
-    widen_run(storage, run.at + (k + c) * cls, run.count, buffer + c * span);
+    const char* const at = run.at + (k + c) * cls;
+    for (ptrdiff_t i = 0; i < run.count * item_size<T>(storage); i += 64) __builtin_prefetch(at + SWEPT * cls + i, 0, 3);
+    widen_run(storage, at, run.count, buffer + c * span);
     for (ptrdiff_t r = run.count; r < span; r++) buffer[c * span + r] = 0;
   }
-  return {buffer, span};
-}
-// The next chunk, which the hardware's prefetcher does not foresee
-FX_INLINE void ask_for_chunk(const Run& run, ptrdiff_t cls, ptrdiff_t k, ptrdiff_t K, ptrdiff_t at) {
-  for (ptrdiff_t c = 0; c < SWEPT && k + c < K; c++) __builtin_prefetch(run.at + (k + c) * cls + at, 0, 3);
+  return {buffer, span, 0};
 }
 template <class T> FX_INLINE VShift<T> shift_at(const Swept<T>& s, ptrdiff_t r) {
   typedef typename Vec<T>::Loose Loose; VShift<T> sh;
@@ -40,13 +39,16 @@ template <class T> FX_INLINE VShift<T> shift_at(const Swept<T>& s, ptrdiff_t r) 
 }
 
 // (1) of a chunk, z, for a vector of rows; FULL: of SWEPT classes
-template <class T, bool FULL> FX_INLINE void sweep_sums(Swept<T>* s, const T* z, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t r) {
+template <class T, bool FULL> FX_INLINE void sweep_sums(Swept<T>* s, const T* z, ptrdiff_t stride, ptrdiff_t ahead, ptrdiff_t count, ptrdiff_t r) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::Loose Loose;
   enum { N = Vec<T>::N }; const T limit = Num<T>::shift_from; const ptrdiff_t n = FULL ? (ptrdiff_t)SWEPT : count;
   V u[SWEPT]; if (!FULL) for (V& v : u) v = V{};
   const V old = *(const V*)(s->m + r); V m = old;
 #pragma GCC unroll 16
-  for (ptrdiff_t c = 0; c < n; c++) { u[c] = *(const Loose*)(z + c * stride); m = u[c] > m ? u[c] : m; }
+  for (ptrdiff_t c = 0; c < n; c++) {
+    const T* const at = z + c * stride; __builtin_prefetch((const char*)at + ahead, 0, 3);
+    u[c] = *(const Loose*)at; m = u[c] > m ? u[c] : m;
+  }
   const IV higher = m > old; VShift<T> sh;
   if (any_of(higher)) {
     sh = shift_of_lanes<T>((m > -limit) & (m < limit) ? m : V{}); sh.c = V{};
@@ -69,14 +71,14 @@ template <class T, bool FULL> FX_INLINE void sweep_sums(Swept<T>* s, const T* z,
 }
 // (2) of a chunk for `span` rows from r on; store(class of the chunk, row, number)
 template <class T, bool SOME_DEAD, class Store> FX_INLINE void sweep_scale(
-    const SoftmaxRows* a, const Swept<T>* s, const Run& run, const Chunk<T>& z, ptrdiff_t k, ptrdiff_t count, ptrdiff_t r, ptrdiff_t span, Store store) {
+    const Swept<T>* s, const Chunk<T>& z, ptrdiff_t k, ptrdiff_t count, ptrdiff_t r, ptrdiff_t span, Store store) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Vec<T>::Loose Loose; typedef typename Num<T>::I I;
   for (ptrdiff_t i = 0; i < span; i += Vec<T>::N) {
-    ask_for_chunk(run, a->logits.cls, k + SWEPT, a->classes, (r + i) * item_size<T>(a->storage));
     const VShift<T> sh = shift_at(*s, r + i); const IV label = (IV)*(const Loose*)((const T*)s->yi + r + i) - (I)k;
     const V by = *(const Loose*)(s->by + r + i), gy = *(const Loose*)(s->gy + r + i), weight = *(const Loose*)(s->weight + r + i);
     for (ptrdiff_t c = 0; c < count; c++) {
-      V g = exp_of<T>(*(const Loose*)(z.at + c * z.stride + i), sh) * by; g = label == (I)c ? gy : g;
+      const T* const at = z.at + c * z.stride + i; __builtin_prefetch((const char*)at + z.ahead, 0, 3);
+      V g = exp_of<T>(*(const Loose*)at, sh) * by; g = label == (I)c ? gy : g;
       store(c, i, SOME_DEAD ? weight == T(0) ? V{} : g : g);
     }
   }
@@ -93,11 +95,11 @@ template <class T, bool SOME_DEAD> static void sweep_gradients(const SoftmaxRows
       const ptrdiff_t span = (n + N - 1) / N * N; char* const at = to + k * gs + r * item; const bool whole = n == span && as_is;
       const Chunk<T> z = chunk_of<T>(a->storage, Run{run.at + r * item, n, item}, a->logits.cls, k, count, span, s->in);
       if (whole && in_phase && r >= head)
-        sweep_scale<T, SOME_DEAD>(a, s, run, z, k, count, r, span, [&](ptrdiff_t c, ptrdiff_t i, const V g) __attribute__((always_inline)) { stream_vector<T>(at + c * gs + i * item, g); });
+        sweep_scale<T, SOME_DEAD>(s, z, k, count, r, span, [&](ptrdiff_t c, ptrdiff_t i, const V g) __attribute__((always_inline)) { stream_vector<T>(at + c * gs + i * item, g); });
       else if (whole && !past)
-        sweep_scale<T, SOME_DEAD>(a, s, run, z, k, count, r, span, [&](ptrdiff_t c, ptrdiff_t i, const V g) __attribute__((always_inline)) { *(Loose*)(at + c * gs + i * item) = g; });
+        sweep_scale<T, SOME_DEAD>(s, z, k, count, r, span, [&](ptrdiff_t c, ptrdiff_t i, const V g) __attribute__((always_inline)) { *(Loose*)(at + c * gs + i * item) = g; });
       else {
-        sweep_scale<T, SOME_DEAD>(a, s, run, z, k, count, r, span, [&](ptrdiff_t c, ptrdiff_t i, const V g) __attribute__((always_inline)) { *(V*)(s->out + c * STRIP + i) = g; });
+        sweep_scale<T, SOME_DEAD>(s, z, k, count, r, span, [&](ptrdiff_t c, ptrdiff_t i, const V g) __attribute__((always_inline)) { *(V*)(s->out + c * STRIP + i) = g; });
         for (ptrdiff_t c = 0; c < count; c++)
           if (past) stream((const char*)(s->out + c * STRIP), at + c * gs, n * item); else narrow_run(a->storage, s->out + c * STRIP, n, at + c * gs);
       }
@@ -120,10 +122,8 @@ template <class T> static void sweep(const SoftmaxRows* a, ptrdiff_t begin, ptrd
       for (ptrdiff_t r = 0; r < nb; r += STRIP) {
         const ptrdiff_t n = nb - r < STRIP ? nb - r : (ptrdiff_t)STRIP, padded = (n + N - 1) / N * N;
         const Chunk<T> z = chunk_of<T>(a->storage, Run{run.at + r * item, n, item}, cls, k, count, padded, s->in);
-        for (ptrdiff_t i = 0; i < padded; i += N) {
-          ask_for_chunk(run, cls, k + SWEPT, K, (r + i) * item);
-          (count == SWEPT ? sweep_sums<T, true> : sweep_sums<T, false>)(s, z.at + i, z.stride, count, r + i);
-        }
+        for (ptrdiff_t i = 0; i < padded; i += N)
+          (count == SWEPT ? sweep_sums<T, true> : sweep_sums<T, false>)(s, z.at + i, z.stride, z.ahead, count, r + i);
       }
     }
     bool odd = false;
