@@ -683,6 +683,30 @@ def test_layouts_of_sigmoid_inputs(backend, dtype, layout):
     assert_close((loss, grad), expected, dtype)
 
 
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    ("dtype", "n_classes"), [("float32", k) for k in (2, 3, 4, 10, 26, 127, 1003)] + [("float64", 3)]
+)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_gradients_past_the_cache(dtype, n_classes, offset):
+    """From 32 MiB on gradients are stored past the cache, unless they take the logits' place: the same bits."""
+    rng = np.random.default_rng(n_classes)
+    n = (1 << 25) // np.dtype(dtype).itemsize // n_classes + 37
+    z, y = (
+        np.tile(rng.normal(size=(997, n_classes)).astype(dtype), (n // 997 + 1, 1))[:n],
+        rng.integers(0, n_classes, n),
+    )
+    odd = rng.integers(0, n, 60)
+    z[odd, rng.integers(0, n_classes, 60)] = np.resize([np.inf, -np.inf, np.nan], 60)
+    out = np.full(n * n_classes + 1, -9, dtype)[offset:][: n * n_classes].reshape(n, n_classes)
+    loss, grad = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", out=out, backend="cpu")
+    there, grad_there = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", out=z, backend="cpu")
+    assert grad is out
+    assert grad_there is z
+    assert_array_equal(loss, there)
+    assert_array_equal(out, z)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
 def test_axis_over_transposed_memory(backend, axis, order):

@@ -73,7 +73,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
   alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], ratio[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD], wide_z[FEW_NUMBERS + N];
   alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0;
-  const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage);
+  const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage), past = a->stream && as_is;
   // The logarithms of a block after its gradients: in one loop each group of rows would wait for the long chain of the one before.
   const bool plain = MODE == LABEL && a->family == fx::CROSS_ENTROPY && a->z_loss == 0;
   const ptrdiff_t item = item_size<T>(a->storage), ahead = rows_ahead(K * item, N);
@@ -86,6 +86,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     const char* const from = a->logits.data + i0 * K * item;
     if (!as_is) widen_run(a->storage, from, nb * K, wide_z);
     IV unlimited = ~IV{}; Wide<T> sum;
+    char* const to = gradient ? a->grad.data + i0 * K * item : 0; ptrdiff_t sent = 0;    // bytes of the gradients
     for (ptrdiff_t r = 0; r < nb; r += N) {
       const T* z = (as_is ? (const T*)from : wide_z) + r * K; const T* t = MODE == SOFT ? (const T*)a->soft.data + (i0 + r) * K : 0;
       ask_for<false>(a->logits, 1, K * item, i0 + r + ahead, N, end);
@@ -149,6 +150,10 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
         }
         if (weighted) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) x[k] = dead ? V{} : x[k]; }
         rows_of<T, KNOWN>(x, K, g + r * K);
+        if (KNOWN && past && r + N < nb) {                                // a few whole lines at a time: the rows after them are computed meanwhile
+          const ptrdiff_t lines = ((ptrdiff_t)(size_t)(to + (r + N) * K * item) & -64) - (ptrdiff_t)(size_t)to;
+          if (lines >= sent + 512) { stream((const char*)g + sent, to + sent, lines - sent); sent = lines; }
+        }
       }
       if (MODE == SOFT)
         for (int i = 0; i < N; i++) if (negative[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
@@ -163,13 +168,14 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       for (ptrdiff_t r = 0; r < nb; r++)
         if (!(LSE[r] > -inf && LSE[r] < inf))
           L[r] = limit_row<T>(a, target, i0 + r, MODE == SOFT ? -1 : y[r], weight[r], gradient ? g + r * K : 0, (T*)0, 1, LSE + r);
-      sum = Wide<T>();
+      sum = Wide<T>(); sent = 0;
       for (ptrdiff_t r = 0; r < lanes; r += N) sum.add(*(const V*)(L + r));
     }
     total += sum.total();
     if (gradient) {
-      char* const to = a->grad.data + i0 * K * item;
-      if (!as_is) narrow_run(a->storage, g, nb * K, to); else if (a->stream) stream((const char*)g, to, nb * K * item); else __builtin_memcpy(to, g, nb * K * item);
+      if (!as_is) narrow_run(a->storage, g, nb * K, to);
+      else if (past) stream((const char*)g + sent, to + sent, nb * K * item - sent);
+      else __builtin_memcpy(to, g, nb * K * item);
     }
     if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
     if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);
