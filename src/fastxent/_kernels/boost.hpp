@@ -19,11 +19,7 @@ template <class T> static void boost(const fx::Boost* a, ptrdiff_t begin, ptrdif
     const char* const from = a->margins.data + i0 * a->margins.outer;
     if (by_row && nb == fx::LANES && B == fx::LANES) rows_to_lanes<T, fx::LANES>((const T*)from, a->margins.outer / (ptrdiff_t)sizeof(T), K, t);
     else if (a->margins.outer == sizeof(T))
-      for (ptrdiff_t k = 0; k < K; k++) {
-        const char* const column = from + k * a->margins.cls;
-        if (i0 + 2 * B <= end) for (ptrdiff_t at = B * sizeof(T); at < 2 * B * (ptrdiff_t)sizeof(T); at += 64) __builtin_prefetch(column + at, 0, 3);
-        __builtin_memcpy(t + k * B, column, nb * sizeof(T));
-      }
+      for (ptrdiff_t k = 0; k < K; k++) __builtin_memcpy(t + k * B, from + k * a->margins.cls, nb * sizeof(T));
     else
       for (ptrdiff_t r = 0; r < nb; r++)
         for (ptrdiff_t k = 0; k < K; k++) __builtin_memcpy(t + k * B + r, from + r * a->margins.outer + k * a->margins.cls, sizeof(T));
@@ -35,8 +31,10 @@ template <class T> static void boost(const fx::Boost* a, ptrdiff_t begin, ptrdif
       const IV yv = __builtin_convertvector(*(const Y*)(y + r), IV); V v = *(const V*)(weight + r), m = x[0];
       for (ptrdiff_t k = 1; k < K; k++) { const V u = x[k * step]; m = u > m ? u : m; }
       const VShift<T> shift = shift_of_lanes<T>(m);
+      const char* const next = from + (B + r) * a->margins.outer;      // of the next block; between the exponentials it does not wait
       V rest = {}, top = {}, ties = {};
       for (ptrdiff_t k = 0; k < K; k++) {
+        __builtin_prefetch(next + k * a->margins.cls, 0, 3);
         const V u = x[k * step], e = exp_of<T>(u, shift); const IV at = u >= m;
         top = at ? e : top; ties += at ? V{} + T(1) : V{}; rest += at ? V{} : e;
         x[k * step] = e;
