@@ -18,6 +18,7 @@ __all__ = ["Softmax", "collapsed", "cupy", "elements", "is_device", "library_of"
 REALS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 CUDA = (2, 13)  # DLPack's kinds of device: CUDA, CUDA managed memory
+LEGACY_STREAM = 1  # of `__cuda_array_interface__`: the default stream, on which Numba's arrays are worked on
 
 
 @functools.cache
@@ -28,9 +29,20 @@ def _records():
     return Buffer, Context
 
 
+def _root(x):
+    """Name of the library whose array an object is, subclasses among them; else of the module of its type."""
+    root = type(x).__module__.partition(".")[0]
+    if root not in LIBRARIES and root not in ("numpy", "builtins"):
+        for name, kind in ARRAYS.items():
+            known = getattr(sys.modules.get(name), kind, None)
+            if known is not None and isinstance(x, known):
+                return name
+    return root
+
+
 def is_device(x):
     """Whether an object is an array on a CUDA device."""
-    root = type(x).__module__.partition(".")[0]
+    root = _root(x)
     if root in ("numpy", "builtins"):
         return False
     if root in LIBRARIES and root != "numba":
@@ -62,7 +74,33 @@ class Library:
     def given(self, x, name, dtype):
         """An argument as an array of a dtype on the device of the logits; numbers and host arrays are copied there."""
         xp = self.module()
-        return xp.asarray(x, dtype=dtype)
+        return xp.asarray(self.own(x, name) if is_device(x) else x, dtype=dtype)
+
+    def own(self, x, name):
+        """An array of any library on the device as one of this library, in its dtype; a view where that is one.
+
+        Raises
+        ------
+        ValueError
+            An array on another device than the logits.
+        """
+        if _root(x) == _root(self.like):
+            place, expected = self.place_of(x), self.place_of(self.like)
+            if place != expected:
+                raise ValueError(
+                    f"{name}: expected an array on device {expected}, as logits, got one on {place}"
+                )
+            return x
+        return self.taken(x)
+
+    def place_of(self, x):
+        """What names the device of an array of this library."""
+        return getattr(x, "device", None)
+
+    def taken(self, x):
+        """An array of another library, by DLPack, which knows of streams, or by `__cuda_array_interface__`."""
+        xp = self.module()
+        return xp.from_dlpack(x) if hasattr(x, "__dlpack__") else xp.asarray(x)
 
     def broadcast(self, x, shape):
         """A view of a larger shape."""
@@ -88,6 +126,12 @@ class Library:
         """Fresh memory of zeros."""
         return self.module().zeros(shape, dtype=dtype)
 
+    def filled(self, shape, value, dtype):
+        """Fresh memory of one number."""
+        x = self.empty(shape, dtype)
+        x.fill(value)
+        return x
+
     def item(self, x):
         """The number in an array of one element: waits for the device."""
         return x.item()
@@ -97,8 +141,9 @@ class Library:
         return x.get()
 
     def divided(self, x, y):
-        """x / y in float64."""
-        return self.given(x, "", "float64") / self.given(y, "", "float64")
+        """A number, or an array of one, over an array of one, in float64 and without a copy from memory."""
+        x = float(x) if isinstance(x, (int, float)) else self.given(x, "", "float64")
+        return x / self.given(y, "grad_loss", "float64")
 
     def cast(self, x, dtype):
         """An array in a dtype, itself where it is of that."""
@@ -189,7 +234,14 @@ class Torch(Library):
         return _torch_name(x.dtype)
 
     def given(self, x, name, dtype):
+        x = self.own(x, name) if is_device(x) else x
         return self.module().as_tensor(x, dtype=self._dtype(dtype), device=self.like.device).detach()
+
+    def taken(self, x):
+        torch = self.module()
+        return (
+            torch.from_dlpack(x) if hasattr(x, "__dlpack__") else torch.as_tensor(x, device=self.like.device)
+        )
 
     def broadcast(self, x, shape):
         return x.expand(shape)
@@ -217,6 +269,9 @@ class Torch(Library):
 
     def zeros(self, shape, dtype):
         return self.module().zeros(shape, dtype=self._dtype(dtype), device=self.like.device)
+
+    def filled(self, shape, value, dtype):
+        return self.module().full(shape, value, dtype=self._dtype(dtype), device=self.like.device)
 
     adds_products = True
 
@@ -265,6 +320,22 @@ class Numba(Library):
             raise TypeError(f"{name}: expected dtype {dtype}, got {x.dtype}")
         return x
 
+    def own(self, x, name):
+        if not hasattr(x, "__cuda_array_interface__"):
+            raise TypeError(
+                f"{name}: expected an array with __cuda_array_interface__, as logits, got {type(x).__name__}"
+            )
+        return x
+
+    def ready(self, given):
+        """Make the default stream wait for the one that an interface names: work on the array may be under way there."""
+        stream = given.get("stream")
+        if stream not in (None, LEGACY_STREAM):
+            cuda = self.module()
+            event = cuda.event(timing=False)
+            event.record(cuda.external_stream(stream))
+            event.wait()
+
     def broadcast(self, x, shape):
         raise ValueError(f"expected the shape {shape}, got {x.shape}; Numba's arrays do not broadcast")
 
@@ -285,6 +356,11 @@ class Numba(Library):
 
         return self.module().to_device(np.zeros(shape, dtype))
 
+    def filled(self, shape, value, dtype):
+        import numpy as np
+
+        return self.module().to_device(np.full(shape, value, dtype))
+
     def item(self, x):
         return x.copy_to_host().reshape(-1)[0].item()
 
@@ -299,11 +375,13 @@ class Numba(Library):
 
     def place(self, x):
         given = x.__cuda_array_interface__
+        self.ready(given)
         address = given["data"][0]
         kind = given["shape"], given.get("strides"), given["typestr"], given.get("mask")
         return (*kind, address % 16), address
 
     def buffer(self, x):
+        self.ready(x.__cuda_array_interface__)
         return super().buffer(self.module().as_cuda_array(x, sync=False))
 
     def stream(self):
@@ -311,6 +389,7 @@ class Numba(Library):
 
 
 LIBRARIES = {"torch": Torch, "cupy": CuPy, "numba": Numba}
+ARRAYS = {"torch": "Tensor", "cupy": "ndarray"}  # types of which there are subclasses elsewhere
 
 
 def cupy():
@@ -338,7 +417,7 @@ def library_of(x, name="logits"):
     TypeError
         An array that only DLPack can reach, and no CuPy to reach it with.
     """
-    root = type(x).__module__.partition(".")[0]
+    root = _root(x)
     if root in LIBRARIES:
         return LIBRARIES[root](x), x
     if hasattr(x, "__cuda_array_interface__"):
@@ -395,8 +474,11 @@ def output(library, out, like):
     """A caller's gradient array, checked, or a fresh one."""
     if out is None:
         return library.empty_like(like)
-    if not is_device(out):
-        raise TypeError(f"out: expected an array on the device, as logits, got {type(out).__name__}")
+    if not is_device(out) or _root(out) != _root(like):
+        raise TypeError(
+            f"out: expected an array on the device and of the library of logits, got {type(out).__name__}"
+        )
+    library.own(out, "out")
     if tuple(out.shape) != tuple(like.shape):
         raise ValueError(f"out: expected shape {tuple(like.shape)}, got {tuple(out.shape)}")
     if library.dtype(out) != library.dtype(like):
@@ -463,6 +545,7 @@ class Softmax:
                 f"targets: expected an array on the device, as logits, got {type(targets).__name__}"
             )
         given = tuple(targets.shape)
+        targets = library.own(targets, "targets")
         kind = library.dtype(targets)
         self.soft = given == shape
         if self.soft:
@@ -495,13 +578,15 @@ class Softmax:
 
 
 def elements(library, arrays, shape):
-    """Arrays of one shape as buffers of two axes: one row where all lie flat in C order, else the last axis apart."""
+    """Arrays of one shape as buffers of two axes: one row where all can be walked as one, else the last axis apart."""
     buffers = [None if x is None else library.buffer(x) for x in arrays]
     flat = [None if b is None else collapsed(b.shape, b.strides) for b in buffers]
-    if all(
-        b is None or (f is not None and (f[1] == 1 or f[0] <= 1)) for b, f in zip(buffers, flat, strict=True)
-    ):
+    if all(b is None or f is not None for b, f in zip(buffers, flat, strict=True)):
         n = math.prod(shape)
-        return [b if b is None else b._replace(shape=(1, n), strides=(n, 1)) for b in buffers]
+        steps = [1 if f is None or f[0] <= 1 else f[1] for f in flat]
+        return [
+            b if b is None else b._replace(shape=(1, n), strides=(n * step, step))
+            for b, step in zip(buffers, steps, strict=True)
+        ]
     cut = max(len(shape) - 1, 0)
     return [None if x is None else laid_out(library, x, cut) for x in arrays]

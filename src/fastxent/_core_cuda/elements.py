@@ -10,7 +10,7 @@ from numba import cuda, float32, float64, int64, uint32
 
 from . import intrinsics as on
 from .rows import BAD, DENOMINATOR, LOSS, POSITIVE, WEIGHT
-from .strided import annihilated, positive_part, times
+from .strided import annihilated, positive_part, split_row, times
 from .teams import BLOCK, FULL, team
 
 __all__ = ["ELEMENT_FAMILIES", "flat_kernel", "strided_kernel"]
@@ -245,7 +245,7 @@ def flat_kernel(storage, targets, grad, family):
 
 
 def strided_kernel(storage, targets, grad, hess, probabilities):
-    """Elements of two axes with any strides, with weights, which may have strides of 0.
+    """Elements of two axes with any strides, with weights, which may have strides of 0; a thread takes any of them.
 
     `hess`: "", "exact" or "upper"; `probabilities` instead of logits, checked too.
     """
@@ -264,44 +264,42 @@ def strided_kernel(storage, targets, grad, hess, probabilities):
         total = float64(0)
         if flags & DENOMINATOR:
             scale = real(float64(scale) / DEN[0]) if DEN[0] != float64(0) else ZERO
-        row = int64(cuda.blockIdx.y)
-        while row < n_rows:
-            column = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
-            while column < n_columns:
-                place = (n_rows - row) * n_columns - column
-                y = real(target_get(Y, row * y_row + column * y_column))
-                if flags & BAD and not (y >= ZERO and y <= ONE):
-                    on.raise_to(BAD_ROW, place)
-                positive, weight = ONE, ONE
-                if flags & POSITIVE:
-                    positive = POS[row * p_row + column * p_column]
-                if flags & WEIGHT:
-                    weight = W[row * w_row + column * w_column]
-                x = get(X, row * x_row + column * x_column)
+        n = n_rows * n_columns
+        i = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        while i < n:
+            row, column = split_row(i, n_columns)
+            y = real(target_get(Y, row * y_row + column * y_column))
+            if flags & BAD and not (y >= ZERO and y <= ONE):
+                on.raise_to(BAD_ROW, n - i)
+            positive, weight = ONE, ONE
+            if flags & POSITIVE:
+                positive = POS[row * p_row + column * p_column]
+            if flags & WEIGHT:
+                weight = W[row * w_row + column * w_column]
+            x = get(X, row * x_row + column * x_column)
+            if PROBABILITIES:
+                if flags & BAD and not (x >= ZERO and x <= ONE):
+                    on.raise_to(BAD_VALUE, n - i)
+                loss, g = loss_of_probability(x, y, positive, flags & POSITIVE, smoothing, ONE)
+            else:
+                loss, g = loss_of(x, y, positive, smoothing, family, a, b, c, ONE)
+            loss = ZERO if weight == ZERO else loss * weight
+            total += loss
+            if flags & LOSS:
+                LOSS_OUT[i] = loss
+            if HESS:
                 if PROBABILITIES:
-                    if flags & BAD and not (x >= ZERO and x <= ONE):
-                        on.raise_to(BAD_VALUE, place)
-                    loss, g = loss_of_probability(x, y, positive, flags & POSITIVE, smoothing, ONE)
+                    h = weight * curvature_of_probability(x, y, positive, smoothing, ONE)
                 else:
-                    loss, g = loss_of(x, y, positive, smoothing, family, a, b, c, ONE)
-                loss = ZERO if weight == ZERO else loss * weight
-                total += loss
-                if flags & LOSS:
-                    LOSS_OUT[row * n_columns + column] = loss
-                if HESS:
-                    if PROBABILITIES:
-                        h = weight * curvature_of_probability(x, y, positive, smoothing, ONE)
-                    else:
-                        h = curvature_of(x, y, positive, weight, smoothing, family, a, b, c, UPPER, ONE)
-                    h = positive_part(h * scale, weight * scale, times_this, floor, flags)
-                    put(H, row * h_row + column * h_column, ZERO if weight == ZERO else h)
-                if GRAD:
-                    g = ZERO if weight == ZERO else g * weight * scale
-                    put(G, row * g_row + column * g_column, g)
-                column += int64(cuda.gridDim.x) * cuda.blockDim.x
-            row += cuda.gridDim.y
+                    h = curvature_of(x, y, positive, weight, smoothing, family, a, b, c, UPPER, ONE)
+                h = positive_part(h * scale, weight * scale, times_this, floor, flags)
+                put(H, row * h_row + column * h_column, ZERO if weight == ZERO else h)
+            if GRAD:
+                g = ZERO if weight == ZERO else g * weight * scale
+                put(G, row * g_row + column * g_column, g)
+            i += int64(cuda.gridDim.x) * cuda.blockDim.x
         total = group_sum(total, float64(0), shared_sum, uint32(FULL))
         if cuda.threadIdx.x == 0:
-            PART[int64(cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x] = total
+            PART[cuda.blockIdx.x] = total
 
     return kernel

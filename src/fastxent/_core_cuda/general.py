@@ -189,9 +189,9 @@ def _region_grad_signature(dtype):
     return (x, x, f, f, pointer_to(F64), *(I64,) * 20, I32, real, real)
 
 
-def _totals_of(n_groups):
+def _grid_of(n_groups, lanes):
     threads = launch.SIZES.neighbours
-    return min(-(-n_groups // threads), launch.SIZES.most_blocks), threads
+    return min(-(-n_groups * lanes // threads), launch.SIZES.most_blocks), threads
 
 
 def region_sums(context, values, targets, sample_weight, activation, soft_labels, sums_out):
@@ -227,7 +227,7 @@ def region_sums(context, values, targets, sample_weight, activation, soft_labels
     kinds, grid = (_region_sums_signature, dtype), (chunks, min(n_groups, 65535))
     launch.run(region.sums_kernel, arguments, kinds, grid, threads, context, numbers)
     numbers = (partials.pointer, sums_out.pointer, n_groups, chunks)
-    launch.run(region.total_kernel, (), (_region_total_signature,), *_totals_of(n_groups), context, numbers)
+    launch.run(region.total_kernel, (), (_region_total_signature,), *_grid_of(n_groups, 32), context, numbers)
 
 
 @functools.cache
@@ -247,7 +247,7 @@ def region_losses(context, sums, alpha, beta, smooth, scale, losses_out, slopes_
         return
     numbers = (sums.pointer, losses_out.pointer, slopes_out.pointer, n_groups, alpha, beta, smooth, scale)
     kinds = (_region_loss_signature,)
-    launch.run(region.loss_kernel, (), kinds, *_totals_of(n_groups), context, numbers)
+    launch.run(region.loss_kernel, (), kinds, *_grid_of(n_groups, 1), context, numbers)
 
 
 def region_grad(

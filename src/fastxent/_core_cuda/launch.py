@@ -578,8 +578,8 @@ def _two_axes(
     flags = _flags(sample_weight, pos_weight, loss_out, denominator, bad_out, order=order)
     more, factor, floor = policy_arguments(policy)
     threads = SIZES.neighbours
-    grid = (min(-(-n_columns // threads), SIZES.most_blocks), min(n_rows, 1024))
-    partials = context.empty((grid[0] * grid[1],), "float64")
+    grid = min(-(-n_rows * n_columns // threads), SIZES.most_blocks)
+    partials = context.empty((grid,), "float64")
     given = (values_in, grad_out, hess_out, targets, sample_weight, pos_weight, loss_out, partials)
     outs = [values_in if out is None else out for out in (grad_out, hess_out)]
     weights = [(0, 0) if each is None else each.strides for each in (sample_weight, pos_weight)]
@@ -599,8 +599,8 @@ def weight_total(context, weight):
     """Queue the sum of weights over two axes; a float64."""
     n_rows, n_columns = weight.shape
     threads = SIZES.neighbours
-    grid = (max(1, min(-(-n_columns // threads), 16)), max(1, min(n_rows, 64)))
-    partials = context.empty((grid[0] * grid[1],), "float64")
+    grid = max(1, min(-(-n_rows * n_columns // (8 * threads)), 512))
+    partials = context.empty((grid,), "float64")
     values = (weight.pointer, partials.pointer, n_rows, n_columns, *weight.strides)
     run(
         totals.weight_totals_kernel,

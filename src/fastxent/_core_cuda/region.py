@@ -156,19 +156,28 @@ def sums_kernel(storage, activation, soft, per_class):
 
 
 def total_kernel():
-    """The blocks' sums of every group, added in their order: a thread to a group."""
+    """The blocks' sums of every group, added in an order that follows from their number: a warp to a group."""
+    lanes_sum, seat = team(32).sum, team(32).seat
 
     def kernel(PART, SUMS, n_groups, chunks):
-        group = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        lane, size, group, step, mask = seat()
         while group < n_groups:
-            for part in range(3):
-                total = float64(0)
-                chunk = int64(0)
-                while chunk < chunks:
-                    total += PART[3 * (group * chunks + chunk) + part]
-                    chunk += 1
-                SUMS[3 * group + part] = total
-            group += int64(cuda.gridDim.x) * cuda.blockDim.x
+            hits, found, lost = float64(0), float64(0), float64(0)
+            chunk = int64(lane)
+            while chunk < chunks:
+                at = 3 * (group * chunks + chunk)
+                hits += PART[at]
+                found += PART[at + 1]
+                lost += PART[at + 2]
+                chunk += size
+            hits = lanes_sum(hits, float64(0), PART, mask)
+            found = lanes_sum(found, float64(0), PART, mask)
+            lost = lanes_sum(lost, float64(0), PART, mask)
+            if lane == 0:
+                SUMS[3 * group] = hits
+                SUMS[3 * group + 1] = found
+                SUMS[3 * group + 2] = lost
+            group += step
 
     return kernel
 

@@ -12,6 +12,8 @@ from .teams import BLOCK, FULL, team
 
 __all__ = ["combine_kernel", "label_totals_kernel", "soft_totals_kernel", "weight_totals_kernel"]
 
+AT_ONCE = 8  # partial sums that a thread has on their way together: one block waits for all of them
+
 
 def label_totals_kernel():
     """Weight v w_y, or 1, of the rows that are not ignored: a partial sum per block."""
@@ -88,16 +90,14 @@ def weight_totals_kernel():
     def kernel(W, PART, n_rows, n_columns, w_row, w_column):
         shared = cuda.shared.array(32, float64)
         total = float64(0)
-        row = int64(cuda.blockIdx.y)
-        while row < n_rows:
-            column = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
-            while column < n_columns:
-                total += float64(W[row * w_row + column * w_column])
-                column += int64(cuda.gridDim.x) * cuda.blockDim.x
-            row += cuda.gridDim.y
+        i = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        while i < n_rows * n_columns:
+            row, column = split_row(i, n_columns)
+            total += float64(W[row * w_row + column * w_column])
+            i += int64(cuda.gridDim.x) * cuda.blockDim.x
         total = group_sum(total, float64(0), shared, uint32(FULL))
         if cuda.threadIdx.x == 0:
-            PART[int64(cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x] = total
+            PART[cuda.blockIdx.x] = total
 
     return kernel
 
@@ -111,9 +111,16 @@ def combine_kernel(storage):
         shared = cuda.shared.array(32, float64)
         total = float64(0)
         i = int64(cuda.threadIdx.x)
+        size = int64(cuda.blockDim.x)
+        while i + (AT_ONCE - 1) * size < n:
+            some = float64(0)
+            for u in range(AT_ONCE):
+                some += PART[i + u * size]
+            total += some
+            i += AT_ONCE * size
         while i < n:
             total += PART[i]
-            i += cuda.blockDim.x
+            i += size
         total = group_sum(total, float64(0), shared, uint32(FULL)) * factor
         if cuda.threadIdx.x == 0:
             if divide:

@@ -66,9 +66,8 @@ class _DeviceCall(Call):
         """Denominator on the device and the factor that stays: an upstream gradient there divides the denominator."""
         if divisor is None:
             return total, (1.0 if total is not None else 1.0 / known if known else 0.0)
-        if total is None:
-            total = self.library.buffer(self.library.given(float(known), "", "float64"))
-        return self.library.buffer(self.library.divided(total.owner, divisor)), 1.0
+        numerator = float(known) if total is None else total.owner
+        return self.library.buffer(self.library.divided(numerator, divisor)), 1.0
 
     def policy(self, hessian, n_classes=None):
         """The launchers' `Policy` for a curvature policy; `n_classes` are those of a softmax."""
@@ -128,7 +127,8 @@ class DeviceSoftmaxCall(_DeviceCall):
         self.bias = _device.per_class(self.library, options.logit_bias, "logit_bias", *of_class)
         self.factors = self.class_weight
         if alpha is not None:
-            alpha = [alpha] * problem.n_classes if isinstance(alpha, (int, float)) else alpha
+            if isinstance(alpha, (int, float)):  # filled there: a copy from memory would be waited for
+                alpha = self.library.filled((problem.n_classes,), alpha, self.dtype)
             alpha = self.library.given(alpha, "alpha", self.dtype)
             if self.class_weight is not None:
                 alpha = alpha * self.class_weight.owner
@@ -382,6 +382,7 @@ class DeviceElementCall(_DeviceCall):
             )
         if tuple(targets.shape) != shape:
             raise ValueError(f"targets: expected the shape of {name}, {shape}, got {tuple(targets.shape)}")
+        targets = library.own(targets, "targets")
         kind = library.dtype(targets)
         direct = kind in (self.storage, self.dtype) or (self.dtype == "float32" and kind in ("bool", "uint8"))
         self.targets = targets if direct else library.given(targets, "targets", self.dtype)
