@@ -106,7 +106,7 @@ def labels(shape, given):
 
 def weight_dtype(weight, input, name="weight"):
     """Class weights beside labels have the dtype of the input, unless autocast takes care of that."""
-    if weight is not None and weight.dtype != input.dtype and not autocast():
+    if weight is not None and weight.dtype != input.dtype and not autocast(input):
         raise RuntimeError(f"{name}: expected the dtype of input, {input.dtype}, got {weight.dtype}")
 
 
@@ -121,9 +121,9 @@ def not_differentiable(function, **arguments):
                 )
 
 
-def autocast():
-    """Whether autocast is on for the CPU."""
-    return torch.is_autocast_enabled("cpu")
+def autocast(tensor):
+    """Whether autocast is on for the device of a tensor."""
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 def loss_dtype(*tensors):
@@ -132,7 +132,7 @@ def loss_dtype(*tensors):
     for tensor in tensors[1:]:
         if tensor is not None:
             dtype = torch.promote_types(dtype, tensor.dtype)
-    return torch.float32 if dtype in HALVES and autocast() else dtype
+    return torch.float32 if dtype in HALVES and autocast(tensors[0]) else dtype
 
 
 def elements(input, target, weight, pos_weight):

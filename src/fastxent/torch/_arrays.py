@@ -42,7 +42,9 @@ def tensor(values):
 
 
 def reduced(loss, dtype):
-    """A loss, a float or an array of rows, as a tensor."""
+    """A loss, a float, an array of rows or a tensor, as a tensor."""
+    if isinstance(loss, torch.Tensor):
+        return loss.to(dtype)
     if isinstance(loss, np.ndarray):
         return torch.from_numpy(loss).to(dtype)
     return torch.scalar_tensor(loss, dtype=dtype, device="cpu")
@@ -65,6 +67,8 @@ def per_class(weight, input):
 
 def scaled(grad, upstream):
     """A gradient that is ours alone, times a scalar tensor: nothing to do for 1."""
+    if not upstream.is_cpu:
+        return grad.mul_(upstream)  # without a look at it, which would wait for the device
     factor = upstream.item()
     return grad if factor == 1 else grad.mul_(factor)
 
@@ -76,9 +80,14 @@ def one_like(input):
 
 def traced(*tensors):
     """Whether something other than plain CPU memory is at hand: a compiler, a tracer, a transform, another device."""
+    return not eager(*tensors) or any(one is not None and not one.is_cpu for one in tensors)
+
+
+def eager(*tensors):
+    """Whether tensors are plain and no compiler, tracer or transform is at hand."""
     if torch.compiler.is_compiling() or _modes() or _transforms() is not None:
-        return True
-    return any(one is not None and not (one.is_cpu and type(one) in _PLAIN) for one in tensors)
+        return False
+    return all(one is None or type(one) in _PLAIN for one in tensors)
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastxent.losses._elementwise import ElementCall
-from fastxent.torch import _arguments
+from fastxent.torch import _arguments, _on_device
 from fastxent.torch._arrays import array, reduced, scaled, tensor, traced
 from fastxent.torch._softmax import deferred, in_layout_of
 
@@ -49,6 +49,13 @@ def forward_op(input, target, weight, pos_weight, reduction, dtype, keep):
     loss, grad, _ = call(input, target, weight, pos_weight, reduction).run(grad=keep)
     loss = value(loss, input, reduction, dtype)
     return loss, in_layout_of(input, tensor(grad)) if keep else input.new_empty(0)
+
+
+@forward_op.register_kernel("cuda")
+def _(input, target, weight, pos_weight, reduction, dtype, keep):
+    with _on_device.beside(input):
+        loss, grad, _ = _on_device.elements(input, target, weight, pos_weight, reduction).run(grad=keep)
+    return _on_device.value(loss, input, reduction, dtype), grad if keep else input.new_empty(0)
 
 
 @forward_op.register_fake
@@ -130,9 +137,9 @@ def binary_cross_entropy_with_logits(
 
     Parameters
     ----------
-    input : Tensor of any shape, float32, float64, bfloat16 or float16, on the CPU
-        Logits.
-    target : Tensor of the shape of `input`, floating point
+    input : Tensor of any shape, float32, float64, bfloat16 or float16
+        Logits, on the CPU or a CUDA device.
+    target : Tensor of the shape of `input`, floating point, on its device
         Probability of the positive class of each logit.
     weight : Tensor that broadcasts to the shape of `input`, optional
         Factor of each element's loss.
@@ -152,7 +159,7 @@ def binary_cross_entropy_with_logits(
     ------
     TypeError, RuntimeError, ValueError, NotImplementedError
         What PyTorch raises for the same mistake: shapes and dtypes that do not fit, a `weight` or `pos_weight` that
-        requires a gradient; a tensor that is not on the CPU.
+        requires a gradient; a tensor on another kind of device.
 
     Examples
     --------
@@ -178,6 +185,8 @@ def binary_cross_entropy_with_logits(
     dtype = _arguments.loss_dtype(target)
     grad = (input.requires_grad or target.requires_grad) and torch.is_grad_enabled()
     tensors = (input, target, weight, pos_weight)
+    if input.is_cuda and _on_device.on_device(*tensors):
+        return _on_device.BinaryCrossEntropy.apply(*tensors, reduction, dtype, derivatives)
     if traced(*tensors):
         keep = grad and input.requires_grad and not deferred(input, reduction)
         return forward_op(*tensors, reduction, dtype, keep)[0]

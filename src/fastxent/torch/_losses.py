@@ -1,10 +1,13 @@
 """Any loss object of `fastxent.losses` as a PyTorch module."""
 
+import functools
+
 import torch
 
-from fastxent import losses
+from fastxent import _device, losses
 from fastxent.torch import _arguments
 from fastxent.torch._arrays import array, reduced, scaled, tensor, traced
+from fastxent.torch._on_device import beside, on_device
 from fastxent.torch._softmax import in_layout_of
 
 # Operators take no Python objects: the compiled graph names a loss by its repr, which shows every option that is set.
@@ -38,24 +41,41 @@ class Call:
 
     def __init__(self, loss, reduction, input, sample_weight, *targets):
         self.loss, self.reduction, self.dtype = loss, reduction, input.dtype
-        self.input = array(input.float() if input.dtype is torch.float16 else input)
-        arrays = tuple(map(array, targets))
+        on_device = _device.is_device(input)
+        self.take, self.give = (_detached, _itself) if on_device else (array, tensor)
+        self.check = not on_device  # which would wait for the device
+        self.beside = functools.partial(beside, input)
+        self.input = self.take(input.float() if input.dtype is torch.float16 else input)
+        arrays = tuple(map(self.take, targets))
         self.target = arrays if len(arrays) > 1 else arrays[0] if arrays else None
-        self.weight = array(sample_weight)
+        self.weight = self.take(sample_weight)
 
     def value(self):
-        """Loss, a float or an array of rows."""
-        return self.loss.loss(self.input, self.target, self.weight, self.reduction)
+        """Loss: a float, an array of rows or a tensor."""
+        with self.beside():
+            return self.loss.loss(self.input, self.target, self.weight, self.reduction, check=self.check)
 
     def value_and_grad(self):
         """Loss, and its gradient (float32 for float16 logits): that of the sum for reduction="none"."""
-        value, grad = self.loss.loss_grad(self.input, self.target, self.weight, self.reduction)
-        return value, tensor(grad)
+        given = (self.input, self.target, self.weight, self.reduction)
+        with self.beside():
+            value, grad = self.loss.loss_grad(*given, check=self.check)
+        return value, self.give(grad)
 
     def product(self, x):
         """Hessian times a tensor of the logits' shape."""
-        x = x.to(torch.float64 if self.dtype is torch.float64 else torch.float32)
-        return tensor(self.loss.hvp(self.input, self.target, array(x), self.weight, self.reduction))
+        x = self.take(x.to(torch.float64 if self.dtype is torch.float64 else torch.float32))
+        given = (self.input, self.target, x, self.weight, self.reduction)
+        with self.beside():
+            return self.give(self.loss.hvp(*given, check=self.check))
+
+
+def _detached(tensor):
+    return None if tensor is None else tensor.detach()
+
+
+def _itself(tensor):
+    return tensor
 
 
 def times(grad, upstream, loss, reduction):
@@ -118,7 +138,7 @@ class _Gradient(torch.autograd.Function):
 @torch.library.custom_op(
     "fastxent::loss",
     mutates_args=(),
-    device_types="cpu",
+    device_types=("cpu", "cuda"),
     schema="(Tensor input, Tensor? sample_weight, Tensor[] targets, str name, str reduction, ScalarType dtype, "
     "bool keep) -> (Tensor, Tensor)",
 )
@@ -197,7 +217,7 @@ class LossModule(torch.nn.Module):
 
         Parameters
         ----------
-        input : Tensor, float32, float64, bfloat16 or float16, on the CPU
+        input : Tensor, float32, float64, bfloat16 or float16, on the CPU or a CUDA device
             The classes stand on the loss object's `axis`, the last one by default: PyTorch's (N, C, d) is axis=1.
         target : Tensor or tuple of Tensors, optional
             What the loss object takes; gradients do not flow to it.
@@ -225,7 +245,8 @@ class LossModule(torch.nn.Module):
         _arguments.floating(input)
         dtype = _arguments.loss_dtype(input)
         grad = input.requires_grad and torch.is_grad_enabled()
-        if traced(input, sample_weight, *targets):
+        seen = traced(input, sample_weight, *targets)
+        if seen and not (input.is_cuda and on_device(input, sample_weight, *targets)):
             return forward_op(
                 input, sample_weight, list(targets), repr(self.loss), self.reduction, dtype, grad
             )[0]

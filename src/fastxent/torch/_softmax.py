@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastxent import _backend
 from fastxent.losses._softmax import SoftmaxCall, SoftmaxOptions
-from fastxent.torch import _arguments
+from fastxent.torch import _arguments, _on_device
 from fastxent.torch._arrays import array, class_dim, one_like, per_class, reduced, scaled, tensor, traced
 
 
@@ -131,6 +131,14 @@ def forward_op(input, target, weight, reduction, ignore_index, label_smoothing, 
     return reduced(loss, dtype), in_layout_of(input, tensor(grad)) if keep else input.new_empty(0)
 
 
+@forward_op.register_kernel("cuda")
+def _(input, target, weight, reduction, ignore_index, label_smoothing, dtype, keep):
+    with _on_device.beside(input):
+        rows = _on_device.rows(input, target, weight, reduction, ignore_index, label_smoothing)
+        loss, grad, *_ = rows.run(grad=keep)
+    return loss.to(dtype), grad if keep else input.new_empty(0)
+
+
 @forward_op.register_fake
 def _(input, target, weight, reduction, ignore_index, label_smoothing, dtype, keep):
     dim = class_dim(input)
@@ -151,6 +159,13 @@ def backward_op(upstream, input, target, weight, reduction, ignore_index, label_
     return in_layout_of(input, rows.gradient(upstream))
 
 
+@backward_op.register_kernel("cuda")
+def _(upstream, input, target, weight, reduction, ignore_index, label_smoothing):
+    with _on_device.beside(input):
+        rows = _on_device.rows(input, target, weight, reduction, ignore_index, label_smoothing)
+        return _on_device.gradient(rows, upstream)
+
+
 @torch.library.custom_op(
     "fastxent::softmax_cross_entropy_hvp",
     mutates_args=(),
@@ -162,6 +177,15 @@ def hvp_op(x, upstream, input, target, weight, reduction, ignore_index, label_sm
     """Hessian with respect to the input, times x. Third derivatives are an error."""
     rows = Rows(input, target, weight, reduction, ignore_index, label_smoothing)
     return in_layout_of(input, rows.product(upstream, x))
+
+
+@hvp_op.register_kernel("cuda")
+def _(x, upstream, input, target, weight, reduction, ignore_index, label_smoothing):
+    with _on_device.beside(input):
+        rows = _on_device.rows(input, target, weight, reduction, ignore_index, label_smoothing)
+        product = rows.hvp(x.contiguous())
+    upstream = upstream.unsqueeze(class_dim(input)) if reduction == "none" else upstream
+    return product.mul_(upstream)
 
 
 @backward_op.register_fake
@@ -318,10 +342,11 @@ def cross_entropy(
 
     Parameters
     ----------
-    input : Tensor (C,), (N, C) or (N, C, d_1, ...), float32, float64, bfloat16 or float16, on the CPU
-        Logits; any strides (channels-last too) are read in place. 16-bit ones are computed in float32.
+    input : Tensor (C,), (N, C) or (N, C, d_1, ...), float32, float64, bfloat16 or float16
+        Logits, on the CPU or a CUDA device; any strides (channels-last too) are read in place. 16-bit ones are computed
+        in float32.
     target : Tensor of integers () , (N,) or (N, d_1, ...), or of probabilities in the shape of `input`
-        Any integer dtype.
+        Any integer dtype; on the device of `input`.
     weight : Tensor (C,), optional
         Weight of each class.
     size_average, reduce : bool, optional
@@ -343,10 +368,11 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        A label outside [0, C); the message names the first one.
+        A label outside [0, C), on the CPU; the message names the first one. On a CUDA device, where nobody waits for a
+        look at them, such a row is NaN.
     TypeError, RuntimeError, ValueError, NotImplementedError
         What PyTorch raises for the same mistake: shapes and dtypes that do not fit, a `weight` that requires a
-        gradient beside labels; a tensor that is not on the CPU.
+        gradient beside labels; a tensor on another kind of device.
 
     Notes
     -----
@@ -384,8 +410,10 @@ def checked(input, target, weight, options, soft):
         dtype = _arguments.loss_dtype(input)
         grad = input.requires_grad
     grad = grad and torch.is_grad_enabled()
+    if input.is_cuda and _on_device.on_device(input, target, weight):
+        return _on_device.CrossEntropy.apply(input, target, weight, options, dtype, derivatives)
     if traced(input, target, weight):
-        keep = grad and input.requires_grad and not deferred(input, options[0])
+        keep = grad and input.requires_grad and input.is_cpu and not deferred(input, options[0])
         return forward_op(input, target, weight, *options, dtype, keep)[0]
     plain = (
         not soft
