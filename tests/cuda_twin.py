@@ -404,8 +404,16 @@ def partial_grad(context, logits, labels, start, m, r, t, pull, weight, spread, 
     _core_numpy.partial_grad(_memory(logits), _memory(labels), start, *arrays, spread, share, out, 1)
 
 
+def boost(context, margins, labels, sample_weight, class_weight, factor, floor, grad_out, hess_out, odd_out):
+    """`general.boost`."""
+    arrays = map(_memory, (margins, labels, sample_weight, class_weight))
+    with np.errstate(all="ignore"):
+        usual = _core_numpy.softmax_boost(*arrays, factor, floor, _memory(grad_out), _memory(hess_out), 1)
+    _memory(odd_out)[0] = not usual
+
+
 LAUNCHERS = (binary, combine, sigmoid, softmax_launch, totals_launch, weight_total)
-GENERAL = (curvature, divergence, partial_grad, partial_rows)
+GENERAL = (boost, curvature, divergence, partial_grad, partial_rows)
 
 
 class TorchInMemory(_device.Torch):

@@ -40,7 +40,7 @@ LAYERS = (
         "files",
         "dask",
     ),
-    ("torch", "boosting", "plots", "_bench", "cli"),
+    ("torch", "_boosting_on_device", "boosting", "plots", "_bench", "cli"),
 )
 LAYER = {name: number for number, row in enumerate(LAYERS) for name in row}
 ORDER = {name: place for place, name in enumerate(name for row in LAYERS for name in row)}

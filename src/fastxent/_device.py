@@ -328,7 +328,7 @@ class Numba(Library):
         return x
 
     def ready(self, given):
-        """Make the default stream wait for the one that an interface names: work on the array may be under way there."""
+        """Make the default stream wait for the one that an interface names, where the array may be worked on."""
         stream = given.get("stream")
         if stream not in (None, LEGACY_STREAM):
             cuda = self.module()

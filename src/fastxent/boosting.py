@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import _backend, _checks, _memory
+from . import _backend, _boosting_on_device, _checks, _device, _memory
 from ._threads import ordered_map
 from .losses import HESSIANS, Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, resolve
 from .losses._base import XGBOOST_FLOOR
@@ -81,13 +81,14 @@ class Objective:
         ----------
         first, second : margins and a DMatrix or Dataset, or labels and margins
             Margins (n_samples,) for a binary problem or one elementwise score, otherwise (n_samples, n_classes). Labels
-            from 0, whole numbers of any dtype; or, with as many entries as margins, targets of every margin.
+            from 0, whole numbers of any dtype; or, with as many entries as margins, targets of every margin. Margins of
+            CuPy or PyTorch on a CUDA device stay there; labels and weights may lie there or in memory.
         sample_weight : None or array-like of shape (n_samples,)
             A DMatrix or Dataset brings its own.
 
         Returns
         -------
-        grad, hess : ndarrays, shape of the margins, float32
+        grad, hess : ndarrays, or arrays of the margins' library on their device, shape of the margins, float32
             C-contiguous for XGBoost, F-contiguous for LightGBM.
 
         Raises
@@ -95,10 +96,14 @@ class Objective:
         TypeError, ValueError
             Labels that are none of the margins' classes; shapes that do not belong together.
         """
-        margins, targets, weight = _arguments(self.loss, first, second, sample_weight)
+        given = _given(first, second, sample_weight)
+        if _device.is_device(given[0]):
+            return _boosting_on_device.derivatives(self, *given)
+        margins, targets, weight = _checked(self.loss, *given)
         order = "C" if self.library == "xgboost" else "F"
         grad, hess = (_memory.empty(margins.shape, np.float32, order) for _ in range(2))
-        if self._is_usual(margins, targets) and self._in_one_sweep(margins, targets, weight, grad, hess):
+        usual = self.is_usual(margins.shape, margins.dtype.name, targets.ndim)
+        if usual and self._in_one_sweep(margins, targets, weight, grad, hess):
             return grad, hess
         fill = self._filler(margins, targets, weight, grad, hess)
         n_samples = len(margins)
@@ -107,20 +112,20 @@ class Objective:
         ordered_map(fill, blocks, _backend.default_threads())
         return grad, hess
 
-    def _is_usual(self, margins, targets):
+    def is_usual(self, shape, dtype, target_dims):
         """Whether it is softmax cross-entropy of labels with the library's own curvature, which has a kernel."""
         loss = self.loss
         return (
             type(loss) is SoftmaxCrossEntropy
             and self.hessian in (None, self.library)
-            and margins.ndim == 2
-            and 0 < margins.shape[1] <= MOST_CLASSES
-            and margins.dtype in (np.float32, np.float64)
-            and targets.ndim == 1
+            and len(shape) == 2
+            and 0 < shape[1] <= MOST_CLASSES
+            and dtype in ("float32", "float64")
+            and target_dims == 1
             and not (loss.label_smoothing or loss.z_loss or loss.logit_bias)
             and loss.temperature == 1.0
             and loss.base is None
-            and (loss.ignore_index is None or not 0 <= loss.ignore_index < margins.shape[1])
+            and (loss.ignore_index is None or not 0 <= loss.ignore_index < shape[1])
         )
 
     def _in_one_sweep(self, margins, targets, weight, grad, hess):
@@ -131,27 +136,31 @@ class Objective:
         class_weight = self.loss.class_weight
         if class_weight is not None:
             class_weight = _checks.per_class(class_weight, "class_weight", n_classes, dtype)
-        factor, floor = (
-            (2.0, XGBOOST_FLOOR) if self.library == "xgboost" else (n_classes / max(n_classes - 1, 1), 0.0)
-        )
         return _backend.choose(None).softmax_boost(
             margins,
             targets,
             None if weight is None else np.ascontiguousarray(weight),
             class_weight,
-            factor,
-            floor,
+            *self.convention(n_classes),
             grad,
             hess,
             _backend.default_threads(),
         )
 
+    def convention(self, n_classes):
+        """(factor, floor) of the library's own curvature max(factor p (1 - p), floor)."""
+        return (2.0, XGBOOST_FLOOR) if self.library == "xgboost" else (n_classes / max(n_classes - 1, 1), 0.0)
+
+    def policy(self):
+        """The curvature policy: what was asked for, or the library's own where it is that of cross-entropy."""
+        if self.hessian is not None:
+            return self.hessian
+        cross_entropy = isinstance(self.loss, (SoftmaxCrossEntropy, SigmoidCrossEntropy))
+        return self.library if cross_entropy else "upper"
+
     def _filler(self, margins, targets, weight, grad, hess):
         """What writes the derivatives of some rows."""
-        loss, policy = self.loss, self.hessian
-        if policy is None:
-            cross_entropy = isinstance(loss, (SoftmaxCrossEntropy, SigmoidCrossEntropy))
-            policy = self.library if cross_entropy else "upper"
+        loss, policy = self.loss, self.policy()
         one_score = margins.ndim == 1 and not loss.elementwise
 
         def fill(rows):
@@ -215,10 +224,14 @@ class Metric:
         TypeError, ValueError
             As for `Objective`.
         """
-        margins, targets, weight = _arguments(self.loss, first, second, sample_weight)
-        if margins.ndim == 1 and not self.loss.elementwise:
-            margins = _with_both_classes(margins)
-        value = float(self.loss.loss(margins, targets, weight, check=False))
+        given = _given(first, second, sample_weight)
+        if _device.is_device(given[0]):
+            value = _boosting_on_device.value(self.loss, *given)
+        else:
+            margins, targets, weight = _checked(self.loss, *given)
+            if margins.ndim == 1 and not self.loss.elementwise:
+                margins = _with_both_classes(margins)
+            value = float(self.loss.loss(margins, targets, weight, check=False))
         if self.library == "lightgbm":
             return self.__name__, value, False
         return (self.__name__, value) if _is_data_set(second) else value
@@ -404,15 +417,21 @@ def _is_data_set(data):
     return hasattr(data, "get_label")
 
 
-def _arguments(loss, first, second, sample_weight):
-    """Margins, targets and weights (or None) of either interface."""
+def _given(first, second, sample_weight):
+    """Margins, labels and weights (or None) of either interface."""
     if _is_data_set(second):
-        margins, labels, sample_weight = first, second.get_label(), second.get_weight()
-    else:
-        labels, margins = first, second
+        labels, sample_weight = second.get_label(), second.get_weight()
+        if sample_weight is not None and not np.size(sample_weight):
+            sample_weight = None  # what a DMatrix without weights says
+        return first, labels, sample_weight
+    return second, first, sample_weight
+
+
+def _checked(loss, margins, labels, sample_weight):
+    """Margins, targets and weights as arrays in memory."""
     margins = _checks.floats(margins, "margins")
     if sample_weight is not None and not np.size(sample_weight):
-        sample_weight = None  # what a DMatrix without weights says
+        sample_weight = None
     targets, weight = _checks.boosting_input(margins, labels, sample_weight, loss.elementwise)
     return margins, targets, weight
 
