@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastxent import _backend, _core_numpy, _device
+from fastxent import _backend, _checks, _core_numpy, _device
 from fastxent.losses._binary import focal_upper
 
 # What the package may use of CuPy. CuPy 14 has them all, with these arguments.
@@ -121,6 +121,7 @@ for _name in (
     "ravel",
     "reshape",
     "sum",
+    "transpose",
 ):
     setattr(Array, _name, _method(_name))
 Array.astype = lambda self, dtype, copy=True: Array(self.memory.astype(dtype, copy=copy))
@@ -270,7 +271,8 @@ def totals_launch(context, targets, sample_weight, class_weight, n_classes, igno
     arrays = map(_memory, (targets, sample_weight, class_weight))
     total, counted, bad = _core_numpy.target_totals(*arrays, n_classes, ignore_index, 1)
     _flag(bad_out, bad, targets.shape[0] * targets.shape[-1])
-    return _sum(context, counted if sample_weight is None and class_weight is None else total)
+    plain = len(targets.shape) == 2 and sample_weight is None and class_weight is None
+    return _sum(context, counted if plain else total)
 
 
 def combine(context, partials, out, factor, denominator, empty):
@@ -412,8 +414,35 @@ def boost(context, margins, labels, sample_weight, class_weight, factor, floor, 
     _memory(odd_out)[0] = not usual
 
 
+def region_sums(context, values, targets, sample_weight, activation, soft_labels, sums_out):
+    """`general.region_sums`."""
+    arrays = map(_memory, (values, targets, sample_weight))
+    _core_numpy.region_sums(*arrays, activation, soft_labels, _memory(sums_out), 1)
+
+
+def region_losses(context, sums, alpha, beta, smooth, scale, losses_out, slopes_out):
+    """`general.region_losses`."""
+    tp, fp, fn = np.moveaxis(_memory(sums), 2, 0)
+    wrong = alpha * fp + beta * fn
+    whole = tp + wrong + smooth
+    with np.errstate(all="ignore"):
+        _memory(losses_out)[...] = np.where(whole == 0, 0.0, wrong / whole)
+        whole = np.where(whole == 0, np.inf, whole)
+        slopes = np.stack([(tp + smooth) / whole, wrong / whole], axis=2) / whole[:, :, None]
+    _memory(slopes_out)[...] = scale * slopes
+
+
+def region_grad(
+    context, values, targets, sample_weight, activation, soft_labels, alpha, beta, slopes, grad_out
+):
+    """`general.region_grad`."""
+    arrays = map(_memory, (values, targets, sample_weight))
+    how = (activation, soft_labels, alpha, beta)
+    _core_numpy.region_grad(*arrays, *how, _memory(slopes), _memory(grad_out), 1)
+
+
 LAUNCHERS = (binary, combine, sigmoid, softmax_launch, totals_launch, weight_total)
-GENERAL = (boost, curvature, divergence, partial_grad, partial_rows)
+GENERAL = (boost, curvature, divergence, partial_grad, partial_rows, region_grad, region_losses, region_sums)
 
 
 class TorchInMemory(_device.Torch):
@@ -439,6 +468,7 @@ def install(monkeypatch):
     for name, value in ((core.__name__, core), (launch.__name__, launch), ("cupy", module)):
         monkeypatch.setitem(sys.modules, name, value)
     monkeypatch.setattr(_backend, "_cuda", lambda: core)
+    monkeypatch.setattr(_checks, "_library_of", lambda values: None)  # as of a tensor on a device
     monkeypatch.setattr(_device, "_records", lambda: (Buffer, Context))
     monkeypatch.setitem(_device.LIBRARIES, "torch", TorchInMemory)
     return module

@@ -26,7 +26,15 @@ KERNELS = ROOT / "src" / "fastxent" / "_kernels"
 LAYERS = (
     ("_core_numpy", "_core", "_dense", "_step", "_core_cuda"),
     ("_memory", "_threads", "_checks", "_device", "_backend"),
-    ("losses", "information", "_shards_on_device", "shards", "_linear_on_device", "linear"),
+    (
+        "losses",
+        "information",
+        "_shards_on_device",
+        "shards",
+        "_linear_on_device",
+        "linear",
+        "_boosting_on_device",
+    ),
     (
         "solvers",
         "_files",
@@ -40,7 +48,7 @@ LAYERS = (
         "files",
         "dask",
     ),
-    ("torch", "_boosting_on_device", "boosting", "plots", "_bench", "cli"),
+    ("torch", "boosting", "plots", "_bench", "cli"),
 )
 LAYER = {name: number for number, row in enumerate(LAYERS) for name in row}
 ORDER = {name: place for place, name in enumerate(name for row in LAYERS for name in row)}

@@ -153,6 +153,17 @@ class Library:
         """Multiply an array in place."""
         x *= factor
 
+    def transposed(self, x, axes):
+        """A view with the axes in another order."""
+        return x.transpose(axes)
+
+    def one_hot(self, labels, n_classes, axis, dtype):
+        """1 where a class is the label, 0 elsewhere, the classes on an axis of their own."""
+        xp = self.module()
+        shape = [-1 if i == axis else 1 for i in range(len(labels.shape) + 1)]
+        codes = xp.arange(n_classes).reshape(shape)
+        return self.cast(labels[(slice(None),) * axis + (None,)] == codes, dtype)
+
     def matmul(self, a, b, out):
         """Put a b into `out`."""
         self.module().matmul(a, b, out=out)
@@ -272,6 +283,14 @@ class Torch(Library):
 
     def filled(self, shape, value, dtype):
         return self.module().full(shape, value, dtype=self._dtype(dtype), device=self.like.device)
+
+    def transposed(self, x, axes):
+        return x.permute(tuple(axes))
+
+    def one_hot(self, labels, n_classes, axis, dtype):
+        shape = [-1 if i == axis else 1 for i in range(labels.dim() + 1)]
+        codes = self.module().arange(n_classes, device=labels.device).reshape(shape)
+        return (labels.unsqueeze(axis) == codes).to(self._dtype(dtype))
 
     adds_products = True
 

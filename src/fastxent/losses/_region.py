@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .. import _backend, _checks
+from .. import _backend, _checks, _device
 from ._base import Call, Loss
+from ._region_on_device import DeviceRegionCall
 
 __all__ = ["DiceLoss", "TverskyLoss"]
 
@@ -104,6 +105,12 @@ class RegionCall(Call):
             result.transpose(order)[...] = rows.reshape([result.shape[i] for i in order])
 
 
+def region_call(loss, alpha, beta, smooth, z, *rest):
+    """The checked call where the logits are: on a CUDA device, or in memory."""
+    kind = DeviceRegionCall if _device.is_device(z) else RegionCall
+    return kind(loss, alpha, beta, smooth, z, *rest)
+
+
 @dataclass(frozen=True, repr=False)
 class TverskyLoss(Loss, names=("tversky",)):
     """Tversky loss 1 - (TP + s) / (TP + alpha FP + beta FN + s): Dice with a price for each kind of mistake.
@@ -165,7 +172,7 @@ class TverskyLoss(Loss, names=("tversky",)):
         return self.activation != "softmax"
 
     def _call(self, *arguments):
-        return RegionCall(self, float(self.alpha), float(self.beta), float(self.smooth), *arguments)
+        return region_call(self, float(self.alpha), float(self.beta), float(self.smooth), *arguments)
 
 
 @dataclass(frozen=True, repr=False)
@@ -216,7 +223,7 @@ class DiceLoss(Loss, names=("dice",)):
         return self.activation != "softmax"
 
     def _call(self, *arguments):
-        return RegionCall(self, 0.5, 0.5, 0.5 * float(self.smooth), *arguments)
+        return region_call(self, 0.5, 0.5, 0.5 * float(self.smooth), *arguments)
 
 
 def _check_options(loss):

@@ -1,0 +1,89 @@
+"""Losses of regions and of adversaries, and `solve`, on a device, over memory that stands for one."""
+
+from __future__ import annotations
+
+import cuda_twin
+import numpy as np
+import pytest
+
+import fastxent as fx
+from fastxent.losses import DiceLoss, TverskyLoss
+
+
+@pytest.fixture(params=["cupy", "torch"])
+def put(request, monkeypatch):
+    """To the device."""
+    if request.param == "torch":
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        cuda_twin.install(monkeypatch)
+        return lambda x: torch.from_numpy(np.array(x))
+    cuda_twin.install(monkeypatch)
+    return cuda_twin.put
+
+
+get = cuda_twin.get
+IMAGES = (2, 4, 3, 5)
+
+REGIONS = [
+    (DiceLoss(), (6,)),
+    (DiceLoss(axis=(2, 3)), IMAGES),
+    (DiceLoss(axis=(0, 2, 3), class_axis=1), IMAGES),
+    (DiceLoss("softmax", axis=(0, 2, 3), class_axis=1, smooth=0.0), IMAGES),
+    (TverskyLoss(0.3, 0.7, "softmax", (2, 3), class_axis=1, soft_labels=True), IMAGES),
+    (TverskyLoss(0.3, 0.7, "none", (0, 3)), IMAGES),
+    (TverskyLoss(0.3, 0.7, "softmax"), (7, 3)),
+    (0.5 * DiceLoss("softmax") + fx.SoftmaxCrossEntropy(), (7, 3)),
+]
+
+
+def numbers(shape, seed=0):
+    return np.random.default_rng(seed).random(shape)
+
+
+@pytest.mark.parametrize(("loss", "shape"), REGIONS, ids=lambda x: repr(x)[:30])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_regions_are_those_in_memory(put, loss, shape, reduction, weighted):
+    """Soft targets; weights of the rows of a softmax or of the elements; an array to write into."""
+    summed = isinstance(loss, fx.losses.SumLoss)
+    if summed and reduction == "none":
+        pytest.skip("regions and rows have no shape in common")
+    z, t = numbers(shape), numbers(shape, 1)
+    softmax = summed or loss.activation == "softmax"
+    axis = -1 if summed else loss.class_axis
+    w = None
+    if weighted:
+        w = numbers(np.delete(shape, axis) if softmax else shape, 2)
+    expected = loss.loss_grad(z, t, w, reduction)
+    given = put(z), put(t), None if w is None else put(w), reduction
+    out = put(z)
+    for found in (loss.loss_grad(*given), loss.loss_grad(*given, out=out, check=False)):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert get(ours).shape == np.shape(theirs)
+            np.testing.assert_allclose(get(ours), theirs, rtol=1e-9, atol=1e-12)
+    assert found[1] is out
+    np.testing.assert_allclose(get(loss.loss(*given)), expected[0], rtol=1e-9)
+
+
+def test_labels_of_regions_and_layouts(put):
+    """Class indices become one-hot; classes last in memory; what is wrong is said."""
+    loss = DiceLoss("softmax", axis=(0, 2, 3), class_axis=1)
+    z, y = numbers(IMAGES), np.random.default_rng(1).integers(0, 4, (2, 3, 5))
+    expected = loss.loss_grad(z, y)
+    last = put(np.moveaxis(z, 1, 3))
+    last = last.permute(0, 3, 1, 2) if hasattr(last, "permute") else last.transpose((0, 3, 1, 2))
+    for given in (put(z), last):
+        for ours, theirs in zip(loss.loss_grad(given, put(y)), expected, strict=True):
+            np.testing.assert_allclose(get(ours), theirs, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="targets: expected labels from 0 to 3"):
+        loss.loss(put(z), put(y + 1))
+    with pytest.raises(ValueError, match=r"targets: expected numbers in \[0, 1\], got 1.5"):
+        DiceLoss().loss(put(z), put(np.full(IMAGES, 1.5)))
+    with pytest.raises(ValueError, match="sample_weight: expected non-negative numbers, got -1"):
+        DiceLoss().loss(put(z), put(z), put(np.full(IMAGES, -1.0)))
+    with pytest.raises(ValueError, match="targets: expected the shape of logits"):
+        loss.loss(put(z), put(z[:1]))
+    with pytest.raises(TypeError, match="targets: expected an array on the device"):
+        loss.loss(put(z), y)
+    with pytest.raises(TypeError, match="a region couples its rows"):
+        loss.hvp(put(z), put(y), put(z))
