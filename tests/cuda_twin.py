@@ -441,8 +441,27 @@ def region_grad(
     _core_numpy.region_grad(*arrays, *how, _memory(slopes), _memory(grad_out), 1)
 
 
+def solve(context, terms, damping, rhs, x_out):
+    """`general.solve`."""
+    arrays = [
+        (kind, group, *(_memory(x) if isinstance(x, Buffer) else x for x in rest))
+        for kind, group, *rest in terms
+    ]
+    _core_numpy.softmax_solve(tuple(arrays), *map(_memory, (damping, rhs, x_out)), 1)
+
+
 LAUNCHERS = (binary, combine, sigmoid, softmax_launch, totals_launch, weight_total)
-GENERAL = (boost, curvature, divergence, partial_grad, partial_rows, region_grad, region_losses, region_sums)
+GENERAL = (
+    boost,
+    curvature,
+    divergence,
+    partial_grad,
+    partial_rows,
+    region_grad,
+    region_losses,
+    region_sums,
+    solve,
+)
 
 
 class TorchInMemory(_device.Torch):

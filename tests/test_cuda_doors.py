@@ -37,7 +37,7 @@ def emulated():
     def wrapped(function):
         return lambda *a, **k: np.asarray(function(*a, **k)).view(Array)
 
-    names = ("broadcast_to", "ascontiguousarray", "empty", "empty_like", "matmul", "where", "zeros")
+    names = ("arange", "broadcast_to", "ascontiguousarray", "empty", "empty_like", "matmul", "where", "zeros")
     functions = types.SimpleNamespace(**{name: wrapped(getattr(np, name)) for name in names})
     functions.asarray = wrapped(np.asarray)
 
@@ -448,3 +448,62 @@ def test_shards(library):
     assert np.isclose(state.loss(), truth.loss, rtol=1e-12)
     grads = [back(state.grad(*part)) for part in parts]
     assert np.allclose(np.concatenate(grads, 1), truth.grad, atol=1e-7)
+
+
+def test_boosters_margins(library):
+    """Gradient and curvature of an objective at margins on the device, labels there or in memory."""
+    from fastxent.boosting import xgboost_objective
+
+    to, back = library
+    rng = np.random.default_rng(0)
+    z, y = rng.standard_normal((9, 5)).astype(np.float32), rng.integers(0, 5, 9)
+    w = rng.random(9).astype(np.float32)
+    for loss in (fx.SoftmaxCrossEntropy(), fx.FocalLoss()):
+        objective = xgboost_objective(loss)
+        expected = objective(y, z, w)
+        for labels in (y, to(y)):
+            for ours, theirs in zip(objective(labels, to(z), to(w)), expected, strict=True):
+                assert np.allclose(back(ours), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_regions(library, activation):
+    """Dice of images, a region per image, and the labels one-hot for it."""
+    to, back = library
+    rng = np.random.default_rng(0)
+    z, y = rng.standard_normal((2, 3, 2, 5)).astype(np.float32), rng.integers(0, 3, (2, 2, 5))
+    loss = fx.DiceLoss(activation, axis=(1, 2, 3), class_axis=1)
+    expected = loss.loss_grad(z, y)
+    for ours, theirs in zip(loss.loss_grad(to(z), to(y)), expected, strict=True):
+        assert np.allclose(back(ours), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_systems(library):
+    """(lam I + H) x = r, for a loss and for a sum."""
+    to, back = library
+    rng = np.random.default_rng(0)
+    z, r = (rng.standard_normal((4, 5)).astype(np.float32) for _ in range(2))
+    y = rng.random((4, 5)).astype(np.float32)
+    for loss in (fx.SoftmaxCrossEntropy(), fx.SoftmaxCrossEntropy() + fx.SigmoidCrossEntropy()):
+        expected = loss.solve(z, y, r, 0.1)
+        assert np.allclose(back(loss.solve(to(z), to(y), to(r), 0.1)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adversaries(library):
+    to, back = library
+    z, y = np.linspace(-2, 2, 7, dtype=np.float32), np.array([1, 0, 0, 1, 1, 0, 1])
+    for loss in (fx.GANDiscriminatorLoss(), fx.GANGeneratorLoss()):
+        for ours, theirs in zip(loss.loss_grad(to(z), to(y)), loss.loss_grad(z, y), strict=True):
+            assert np.allclose(back(ours), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_narrow_arrays_with_weights_of_rows(library):
+    """More rows than columns, in the kernel of two axes; a view of every other row."""
+    to, back = library
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((40, 3)).astype(np.float32)
+    y, w = (z > 0).astype(np.float32), rng.random((20, 1)).astype(np.float32)
+    expected = fx.sigmoid_cross_entropy_with_grad(z[::2], y[::2], sample_weight=w)
+    found = fx.sigmoid_cross_entropy_with_grad(to(z)[::2], to(y)[::2], sample_weight=to(w))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.allclose(back(ours), theirs, rtol=1e-5, atol=1e-7)

@@ -87,3 +87,57 @@ def test_labels_of_regions_and_layouts(put):
         loss.loss(put(z), y)
     with pytest.raises(TypeError, match="a region couples its rows"):
         loss.hvp(put(z), put(y), put(z))
+
+
+SOLVED = [
+    fx.SoftmaxCrossEntropy(),
+    fx.SoftmaxCrossEntropy(z_loss=0.1, temperature=1.5, logit_bias=(0.1, 0.0, -0.3, 0.2)),
+    fx.FocalLoss(gamma=2.0),
+    2.0 * fx.SoftmaxCrossEntropy() + fx.SigmoidCrossEntropy(),
+    fx.SoftmaxCrossEntropy() + fx.JensenShannonLoss(),
+    fx.SigmoidCrossEntropy(),
+]
+
+
+@pytest.mark.parametrize("loss", SOLVED, ids=lambda x: repr(x)[:40])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_solutions_are_those_in_memory(put, loss, weighted):
+    """Damping as a number and one per row; denominators that are sums of weights."""
+    z, y, r = numbers((7, 4)) * 4, numbers((7, 4), 1), numbers((7, 4), 2)
+    mixed = "Sigmoid" in repr(loss)  # whose weights are those of elements
+    w = numbers(7, 3) if weighted and not mixed else None
+    for lam in (0.5, numbers(7, 4) + 0.1):
+        if loss.elementwise and np.ndim(lam):
+            lam = np.broadcast_to(lam[:, None], z.shape)
+        expected = loss.solve(z, y, r, lam, w)
+        given = put(z), put(y), put(r), put(lam) if np.ndim(lam) else lam, None if w is None else put(w)
+        np.testing.assert_allclose(get(loss.solve(*given)), expected, rtol=1e-8, atol=1e-10)
+    with pytest.raises(ValueError, match="lam: expected"):
+        loss.solve(put(z), put(y), put(r), 0.0)
+    with pytest.raises(ValueError, match="r: expected the shape of logits"):
+        loss.solve(put(z), put(y), put(r[:1]), 1.0)
+
+
+GAN = [
+    fx.losses.GANDiscriminatorLoss(),
+    fx.losses.GANDiscriminatorLoss(0.9),
+    fx.losses.GANGeneratorLoss(),
+    fx.losses.GANGeneratorLoss("minimax"),
+]
+
+
+@pytest.mark.parametrize("loss", GAN, ids=repr)
+@pytest.mark.parametrize("reduction", ["mean", "mean_rows", "mean_all", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_adversarial_losses_are_those_in_memory(put, loss, reduction, weighted):
+    """Both groups, one of them empty, and curvature."""
+    z, w = numbers(9) * 4 - 2, numbers(9, 1) if weighted else None
+    for y in (np.array([1, 0, 0, 1, 1, 0, 1, 0, 0]), np.zeros(9, int)):
+        expected = loss.loss_grad(z, y, w, reduction)
+        given = put(z), put(y), None if w is None else put(w), reduction
+        for ours, theirs in zip(loss.loss_grad(*given), expected, strict=True):
+            np.testing.assert_allclose(get(ours), theirs, rtol=1e-9, atol=1e-12)
+        expected, found = (loss.grad_hess(*each)[1] for each in ((z, y, w, reduction), given))
+        np.testing.assert_allclose(get(found), expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="targets: expected 1 for real and 0 for generated"):
+        loss.loss(put(z), put(np.full(9, 2)))

@@ -593,7 +593,12 @@ class Softmax:
 
     def layers(self, x):
         """An array of the logits' shape as (outer, classes, inner), in place, or None where its strides forbid it."""
-        return _split(self.library.buffer(x), self.axis, self.axis + 1)
+        return layers(self.library, x, self.axis)
+
+
+def layers(library, x, axis):
+    """An array as a buffer (outer, classes, inner), in place, or None where its strides forbid it."""
+    return _split(library.buffer(x), axis, axis + 1)
 
 
 def elements(library, arrays, shape):

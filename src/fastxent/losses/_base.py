@@ -64,6 +64,8 @@ class Call(abc.ABC):
     def solve(self, r, lam):
         """Solution of (lam I + H) x = r, row by row."""
         hessian = self.hessian(1.0)
+        if _device.is_device(hessian.source):
+            return hessian.core.solve_rows(hessian, r, lam)
         r = _checks.numbers_like(r, "r", np.dtype(np.float64))
         if r.shape != hessian.source.shape:
             raise ValueError(f"r: expected the shape of logits, {hessian.source.shape}, got {r.shape}")
@@ -106,7 +108,7 @@ class Hessian(NamedTuple):
     axis: int | None
     diagonal: np.ndarray | None
     terms: tuple
-    core: object
+    core: object  # of the kernels; of arrays on a device, the call that has them
     threads: int
 
 

@@ -5,14 +5,16 @@ samples. `y` is 1 for real, 0 for generated elements. Of the reductions, "mean" 
 itself, with and without the sample weights, and add the two; "mean_all" divides by the number of all elements.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from .. import _checks
+from .. import _checks, _device
 from ._base import Loss
 from ._elementwise import ElementCall
+from ._on_device import DeviceElementCall
 
 __all__ = ["GANDiscriminatorLoss", "GANGeneratorLoss"]
 
@@ -45,6 +47,43 @@ class GANCall(ElementCall):
 
     def denominator(self):
         return self.size
+
+
+def device_call(z, y, sample_weight, reduction, backend, check, real_target, sign):
+    """The call for logits on a CUDA device; `real_target` None: the generated elements alone count, against 1 or 0."""
+    _checks.choice(reduction, "reduction", _checks.REDUCTIONS)
+    library, z = _device.library_of(z)
+    if not library.multiplies:
+        raise TypeError(
+            "logits: expected an array of CuPy or PyTorch for an adversarial loss; copy others to one"
+        )
+    shape, dtype = tuple(z.shape), _device.compute_dtype(_device.real_dtype(library, z, "logits"))
+    if y is None:
+        real = library.filled(shape, 0.0, dtype)
+    elif not _device.is_device(y):
+        raise TypeError(f"targets: expected an array on the device, as logits, got {type(y).__name__}")
+    else:
+        y = _device.weights(library, y, "targets", shape, dtype)
+        if check and not bool(library.item(((y == 0) | (y == 1)).all())):
+            raise ValueError("targets: expected 1 for real and 0 for generated elements")
+        real = library.cast(y == 1, dtype)
+    weight = _device.weights(library, sample_weight, "sample_weight", shape, dtype)
+    factor = None
+    for group in (1 - real,) if real_target is None else (real, 1 - real):
+        if reduction in ("mean", "mean_rows"):
+            counted = group if weight is None or reduction == "mean_rows" else group * weight
+            size = library.summed(counted.reshape(-1), "float64")
+            group = library.cast(group * ((size != 0) / (size + (size == 0))), dtype)
+        factor = group if factor is None else factor + group
+    factor = factor * (sign / (max(math.prod(shape), 1) if reduction == "mean_all" else 1))
+    if weight is not None:
+        factor = factor * weight
+    if real_target is None:
+        targets = library.filled(shape, 1.0 if sign > 0 else 0.0, dtype)
+    else:
+        targets = real * real_target
+    reduction = "none" if reduction == "none" else "sum"
+    return DeviceElementCall(z, targets, factor, None, 0.0, reduction, None, backend, False)
 
 
 def _inputs(z, y, sample_weight, check):
@@ -88,7 +127,11 @@ class GANDiscriminatorLoss(Loss, names=("gan_discriminator",)):
         _checks.real(self.real_target, "real_target", 0.0, 1.0)
 
     def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
-        z, real, weight = _inputs(z, _checks.given(y, "targets"), sample_weight, check)
+        y = _checks.given(y, "targets")
+        if _device.is_device(z):
+            target = float(self.real_target)
+            return device_call(z, y, sample_weight, reduction, backend, check, target, 1.0)
+        z, real, weight = _inputs(z, y, sample_weight, check)
         targets = np.where(real, float(self.real_target), 0.0)
         return GANCall(z, targets, (real, ~real), weight, 1.0, reduction, num_threads, backend, check)
 
@@ -127,7 +170,9 @@ class GANGeneratorLoss(Loss, names=("gan_generator",)):
         _checks.choice(self.kind, "kind", KINDS)
 
     def _call(self, z, y, sample_weight, reduction, backend, num_threads, check):
-        z, real, weight = _inputs(z, y, sample_weight, check)
         target, sign = (1.0, 1.0) if self.kind == "non_saturating" else (0.0, -1.0)
+        if _device.is_device(z):
+            return device_call(z, y, sample_weight, reduction, backend, check, None, sign)
+        z, real, weight = _inputs(z, y, sample_weight, check)
         targets = np.full(z.shape, target)
         return GANCall(z, targets, (~real,), weight, sign, reduction, num_threads, backend, check)

@@ -7,7 +7,7 @@ reduced loss is an array of no dimensions, not a Python number, because a number
 import math
 
 from .. import _backend, _checks, _device
-from ._base import CLIP, XGBOOST_FLOOR, Call
+from ._base import CLIP, XGBOOST_FLOOR, Call, Hessian, Term
 
 __all__ = ["DeviceDivergenceCall", "DeviceElementCall", "DeviceSoftmaxCall", "cuda_core"]
 
@@ -87,12 +87,38 @@ class _DeviceCall(Call):
             raise ValueError(f"x: expected the shape of logits, {shape}, got {tuple(x.shape)}")
         return self.library.given(x, "x", self.dtype)
 
-    def hessian(self, factor):
-        """What `solve` begins with, on arrays in memory only: raises."""
-        raise TypeError(
-            "solve: expected arrays in memory, got logits on a CUDA device; copy them to the host, where "
-            "backend='cuda' takes them too"
-        )
+    def solve_rows(self, hessian, r, lam):
+        """Solution of (lam I + H) x = r, row by row, for a `Hessian`, which may be that of a sum of losses."""
+        library, source, axis = self.library, hessian.source, hessian.axis
+        shape = tuple(source.shape)
+        if not _device.is_device(r):
+            raise TypeError(f"r: expected an array on the device, as logits, got {type(r).__name__}")
+        if tuple(r.shape) != shape:
+            raise ValueError(f"r: expected the shape of logits, {shape}, got {tuple(r.shape)}")
+        r = library.given(r, "r", "float64")
+        rows = shape if axis is None else shape[:axis] + shape[axis + 1 :]
+        if _device.is_device(lam):
+            damping = _device.weights(library, lam, "lam", rows, "float64")
+            if bool(library.item((~(damping > 0)).any())):
+                raise ValueError("lam: expected positive numbers")
+        else:
+            damping = library.filled(rows, _checks.real(lam, "lam", 0.0, open_low=True), "float64")
+        if axis is not None:
+            damping = library.broadcast(damping[(slice(None),) * axis + (None,)], shape)
+        if hessian.diagonal is not None:
+            damping = damping + hessian.diagonal
+        if not hessian.terms:
+            return library.cast(r / damping, library.dtype(source))
+        solution = library.empty_like(source)
+        cuts = axis, axis + 1
+        out = _device.layers(library, solution, axis)
+        if out is None:
+            raise ValueError(f"logits: expected strides that can be walked along axis {axis}")
+        keys = list(dict.fromkeys(term.softmax for term in hessian.terms))
+        terms = [(term.kind, keys.index(term.softmax), *term.arguments) for term in hessian.terms]
+        systems = (_device.laid_out(library, each, *cuts) for each in (damping, r))
+        self.general.solve(library.context(), terms, *systems, out)
+        return solution
 
 
 class DeviceSoftmaxCall(_DeviceCall):
@@ -279,6 +305,21 @@ class DeviceSoftmaxCall(_DeviceCall):
             context, "product", *self.arrays(), *self.scalars, scale, divided, x, layers, flag, *self.member
         )
 
+    def hessian(self, factor):
+        """`Hessian`: factor times that of the reduced loss. Waits for the device where the denominator is there."""
+        problem, library = self.problem, self.library
+        context, flag = library.context(), self.flag()
+        total, known = self.denominator(context, self.buffer(flag))
+        self.refuse(flag, problem.n_rows)
+        whole = known if total is None else library.item(total.owner)
+        terms = (self.term(self.unit * factor / whole),) if factor and whole else ()
+        return Hessian(problem.source, problem.axis, None, terms, self, 1)
+
+    def term(self, scale):
+        """The Hessian as the kernels take it."""
+        softmax = self.scalars[4], self.options.logit_bias
+        return Term("softmax", softmax, (*self.arrays(), *self.scalars, scale, *self.member))
+
     def backward(self, grad_loss, out, lse=None):
         """Gradient for an upstream gradient; a plain cross-entropy takes its sums from `lse`, if given."""
         if lse is not None:
@@ -346,6 +387,12 @@ class DeviceDivergenceCall(DeviceSoftmaxCall):
             mode = "rows" if self.family == "forward_kl" else "upper"
             policy = self.launch.Policy(absolute=True, factor=2.0)
         self.queue(mode, context, scale, divided, None, None, None, layers, None, policy=policy)
+
+    def term(self, scale):
+        problem, scalars = self.problem, self.scalars
+        arrays = problem.logits, self.teacher, self.teacher_logits, problem.rows(self.weight)
+        options = scalars[2], scalars[4], scale, self.family, self.beta
+        return Term("divergence", (scalars[4], None), (*arrays, *options))
 
     def queue_product(self, context, scale, divided, x, layers, flag):
         self.queue("product", context, scale, divided, x, None, None, layers, flag)
@@ -463,6 +510,11 @@ class DeviceElementCall(_DeviceCall):
         hess = self.run(hess=True)[2]
         self.library.scale(hess, x)
         return hess
+
+    def hessian(self, factor):
+        """`Hessian`: factor times that of the reduced loss, a diagonal."""
+        diagonal = self.library.cast(self.run(hess=True)[2], "float64") * float(factor)
+        return Hessian(self.source, None, diagonal, (), self, 1)
 
     def backward(self, grad_loss, out):
         """Gradient for an upstream gradient."""
