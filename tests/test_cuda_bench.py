@@ -100,7 +100,8 @@ def test_report(bench, tmp_path):
     assert json.loads(numbers.read_text()) == REPORT
     assert text.name == "2026-01-02-NVIDIA-H200.md"
     lines = text.read_text().splitlines()
-    assert "| 8192 x 32768 | float32 | fused | 600 | 3.58 | 0.89 | 1e+04 |  |  |  |" in lines
+    assert "| 8192 x 32768 | float32 | fused | 600 | 3.58 | 0.89 | 0.88 | 1e+04 |  |  |  |" in lines
+    assert "No target of what was measured is missed." in lines
     assert "- 16 x 131072 float16 fused: it broke" in lines
     assert "| a call | 12.5 |" in lines
     assert "| 65536 x 100 hvp | float32 | 50 | 2e-07 |" in lines
@@ -185,6 +186,7 @@ def on_a_device(bench, in_memory, monkeypatch):
     loss_of = torch.nn.functional.cross_entropy
     cuda = {
         "synchronize": lambda: None,
+        "_sleep": lambda cycles: None,
         "Event": Event,
         "empty_cache": lambda: None,
         "get_device_name": lambda: "a device in memory",
@@ -211,7 +213,13 @@ def on_a_device(bench, in_memory, monkeypatch):
     monkeypatch.setattr(bench, "triton_peer", lambda: peer)
     monkeypatch.setattr(bench, "own_copy", lambda: lambda *values: None)
     monkeypatch.setattr(bench, "need_gpu", lambda: torch)
-    small = {"SHAPES": [(5, 40), (64, 10)], "LINEAR": [(40, 6, 50)], "GENERAL": [(6, 5)], "BATCHES": (64,)}
+    small = {
+        "SHAPES": [(5, 40), (64, 10)],
+        "SMALL": [(5, 40)],
+        "LINEAR": [(40, 6, 50)],
+        "GENERAL": [(6, 5)],
+        "BATCHES": (64,),
+    }
     small |= {
         "ROWS": 200,
         "STEPS": 2,
@@ -239,9 +247,9 @@ def test_every_part(bench, on_a_device, monkeypatch, tmp_path):
 
     write = bench.write
     monkeypatch.setattr(bench.subprocess, "run", ran)
-    monkeypatch.setattr(bench.shutil, "which", lambda program: program)
+    monkeypatch.setattr(bench.shutil, "which", lambda program, path=None: program)
     monkeypatch.setattr(bench, "write", lambda *a: (written.append(1), write(*a))[1])
-    assert bench.main(["--out", str(tmp_path), "--only", "ceilings"]) == 0
+    assert bench.main(["--out", str(tmp_path), "--only", "smoke"]) == 0
     assert bench.main(["--out", str(tmp_path), "--only", *bench.PARTS[1:]]) == 0
     (numbers,) = tmp_path.glob("*.json")
     report = json.loads(numbers.read_text())
@@ -274,6 +282,86 @@ def test_time_that_is_over(bench, on_a_device, monkeypatch, tmp_path):
     assert report["errors"]["linear"].startswith("not begun")
 
 
+def test_a_lost_context_is_left_and_the_rest_resumed(bench, on_a_device, monkeypatch, tmp_path):
+    """The row after which nothing answers is kept, its process ends; the next one goes on behind it."""
+    torch, calls = on_a_device, []
+
+    def gone():
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(bench, "microseconds", lambda torch, calls, repeats=None: 1.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", gone)
+    arguments = ["--out", str(tmp_path), "--only", "grid", "--quiet"]
+    assert bench.main(arguments) == bench.LOST
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert len(report["grid"]) == 1
+    assert list(report["errors"].values()) == ["the device's context is lost"]
+    assert bench.main([*arguments, "--resume"]) == 1
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    keys = [bench.key(row) for row in report["grid"]]
+    assert len(keys) == len(set(keys)) == 2 * 3 * 4 + 3
+
+
+def test_every_part_has_its_own_process(bench, monkeypatch, tmp_path):
+    """A part that crashes is tried again behind its last row, one that hangs is killed; the others are run."""
+    commands = []
+    report = {"date": "2026-01-02", "device": "X 1", "versions": {}}
+    bench.write(report, tmp_path)
+
+    def ran(command, timeout, check):
+        part = command[command.index("--only") + 1]
+        commands.append((part, "--resume" in command))
+        if part == "linear":
+            raise subprocess.TimeoutExpired(command, timeout)
+        crashed = part == "grid" and commands.count((part, True)) < 1
+        return SimpleNamespace(returncode=-11 if crashed else 0)
+
+    monkeypatch.setattr(bench.subprocess, "run", ran)
+    assert bench.main(["--out", str(tmp_path)]) == 1
+    assert [part for part, again in commands if not again] == list(bench.PARTS)
+    assert [part for part, again in commands if again] == ["grid"]
+    errors = json.loads(next(tmp_path.glob("*.json")).read_text())["errors"]
+    assert errors["grid, process 1"] == "its process ended with status -11"
+    assert errors["linear, process 1"].startswith("killed: not finished after ")
+
+
+def test_without_pytorch(bench, monkeypatch, tmp_path):
+    """The kernels are timed over Numba's arrays and tested; the other parts say what is missing."""
+    row = {"problem": "5 x 4", "dtype": "float32", "mode": "fused", "bytes": 100, "us": 2.0}
+    monkeypatch.setattr(bench, "need_gpu", lambda: None)
+    monkeypatch.setattr(bench, "device_name", lambda torch: "X 1")
+    monkeypatch.setattr(bench, "bare_rows", lambda quick, errors: [row])
+    monkeypatch.setattr(bench, "outcome", lambda command, limit: "passed: 3 passed")
+    assert bench.main(["--out", str(tmp_path), "--only", *bench.PARTS, "--quiet"]) == 1
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert report["bare"] == [row]
+    assert report["checks"]["tests"] == "passed: 3 passed"
+    without = set(bench.PARTS) - set(bench.WITHOUT_TORCH)
+    assert set(report["errors"]) == without
+    assert all("PyTorch is not installed" in why for why in report["errors"].values())
+    assert "| 5 x 4 | float32 | fused | 2 | 5e-05 |" in next(tmp_path.glob("*.md")).read_text()
+
+
+def test_targets_and_who_is_behind_them(bench):
+    """The issue's numbers; a row below its target, a faster peer and a pass that holds too much are named."""
+    row = {"problem": "4096 x 131072", "dtype": "float32", "mode": "fused", "bytes": 4e9, "us": 2000.0}
+    assert bench.target(row) == 0.85
+    assert bench.target({**row, "mode": "forward"}) == 0.92
+    assert bench.target({**row, "problem": "16 x 131072"}) is None
+    assert bench.target({**row, "problem": "1048576 x 10"}) == 0.65
+    assert bench.target({**row, "problem": "32768 x 1024", "dtype": "bfloat16"}) is None
+    linear = {"problem": "8 x 4 x 32768", "dtype": "float32", "extra memory / logits": 0.5}
+    report = {"ceilings": {"copy": 4.0}, "grid": [{**row, "liger": 1000.0}], "linear": [linear]}
+    found = list(bench.verdicts(report))
+    assert [line.partition(":")[2] for line in found] == [
+        " 0.50 of the measured rate, to be 0.85",
+        " Liger is faster, 1000 us to 2000",
+        " 0.500 of the logits' memory, to be 0.125",
+    ]
+
+
 def test_the_triton_kernel():
     """tests/test_cuda_peer.py in Triton's interpreter, which needs a process of its own."""
     pytest.importorskip("triton", reason="triton is not installed")
@@ -304,7 +392,11 @@ def test_arguments(bench, part, monkeypatch, tmp_path):
 
     monkeypatch.setattr(bench, names[part], broken)
     monkeypatch.setattr(
-        bench, "need_gpu", lambda: SimpleNamespace(cuda=SimpleNamespace(get_device_name=lambda: "X 1"))
+        bench,
+        "need_gpu",
+        lambda: SimpleNamespace(
+            cuda=SimpleNamespace(get_device_name=lambda: "X 1", synchronize=lambda: None)
+        ),
     )
     assert bench.main(["--only", part, "--quick", "--out", str(tmp_path)]) == 1
     assert ran == [part]

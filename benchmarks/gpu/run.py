@@ -4,25 +4,32 @@
     python benchmarks/gpu/run.py --only grid --quick
     python benchmarks/gpu/run.py --minutes 9 --only ceilings launch grid    the rest on another day, or later that day
 
-Versions; the rates at which this GPU copies, reads and fills; the GPU's tests, and large problems against float64
-over poisoned outputs; compute-sanitizer on small cases; loss and gradient over shapes, dtypes and modes beside PyTorch
-eager, torch.compile, a kernel in Triton and Liger, as a share of the rates measured in the same run;
-linear_cross_entropy, time and memory, beside its products alone, PyTorch and Liger; fits of both classifiers beside the
-CPU and PyTorch; what a launch costs the host. Inputs rotate through more memory than the cache holds; times are medians
-of events on the device. Writes <date>-<GPU>.json and .md to `benchmarks/gpu/results/` after every row, so that a run
-that is cut off leaves what it measured; a second run on the same day adds its parts. Needs PyTorch for the arrays and
-the baselines, CuPy for the classifiers; without a GPU it says so and ends with status 2.
+In this order: small problems of every kernel against float64; the rates at which this GPU copies, reads and fills; loss
+and gradient over shapes, dtypes and modes, as a share of these rates, beside their targets; what a launch costs the
+host; the same shapes by PyTorch eager, torch.compile, a kernel in Triton and Liger; large problems over poisoned
+outputs, the GPU's tests, compute-sanitizer; second derivatives and divergences; linear_cross_entropy, time and memory,
+beside its products alone, PyTorch and Liger; fits of both classifiers beside the CPU and PyTorch.
+
+Without --only every part has a process and a limit of time of its own: one that hangs, crashes or loses the device's
+context leaves the others as they are, and goes on after the row that it lost. Inputs rotate through more memory than
+the cache holds; times are medians of events on the device, of calls that the host has queued behind a pause. Writes
+<date>-<GPU>.json and .md to `benchmarks/gpu/results/` after every row, so that a run that is cut off leaves what it
+measured; a second run on the same day adds its parts. Nothing is downloaded. Arrays and baselines are PyTorch's:
+without it the kernels are timed over Numba's arrays and tested, and the rest says so. CuPy, Triton, Liger, pytest and
+compute-sanitizer are used where they are. Without a GPU it says so and ends with status 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import functools
 import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -63,10 +70,27 @@ PACKAGES = (
     "triton",
     "liger-kernel",
     "cupy-cuda13x",
+    "cupy-cuda12x",
+    "nvidia-nvjitlink",
+    "xgboost",
+    "pytest",
 )
 CACHE = 1 << 28  # bytes that inputs rotate through at least
 COPIED = 1 << 29  # float32 of each of the two buffers that the ceilings are measured with
-REPEATS = 30  # launches that a median is of
+REPEATS = 30  # timings that a median is of
+AHEAD = 4_000_000  # cycles, 2 ms, that the device pauses before each, while the host queues what is timed
+SMALL = [
+    (300, 10),
+    (300, 33),
+    (300, 100),
+    (64, 1000),
+    (40, 1003),
+    (9, 9001),
+    (9, 20000),
+    (200, 40000),
+    (3, 140001),
+]
+LIMITS = {"float32": 3e-6, "float16": 2e-3, "bfloat16": 2e-2}  # of errors, in units of the gradient's scale
 HOST = 2000  # calls that the host's cost is a mean of
 
 
@@ -96,6 +120,43 @@ def share(row, ceilings):
     return None if not ceiling or row.get("us") is None else row["bytes"] / row["us"] / 1e6 / ceiling
 
 
+def target(row):
+    """The share that a row of the grid is to reach on an H200, or None: GPU.md's expectations, as the issue has them.
+
+    >>> target({"problem": "8192 x 32768", "dtype": "float32", "mode": "fused"})
+    0.88
+    """
+    if row["problem"].endswith("elements"):
+        return 0.88
+    n, k = map(int, row["problem"].split(" x "))
+    if row["mode"] in ("fused", "in place"):
+        if (n, k) == (1 << 20, 10):
+            return 0.65 if row["dtype"] == "float32" else None
+        if (n, k) == (32768, 1024):
+            return 0.80 if row["dtype"] == "float32" else None
+        return None if k < 8192 or n < 1024 else 0.85 if k >= 131072 else 0.88
+    if k < 8192 or n < 1024:
+        return None
+    return 0.92 if row["mode"] == "forward" else 0.88
+
+
+def verdicts(report):
+    """Targets that were missed, and peers that were faster, in words."""
+    ceilings = report.get("ceilings", {})
+    for row in report.get("grid", []):
+        name = f"{row['problem']} {row['dtype']} {row['mode']}"
+        reached, wanted = share(row, ceilings), target(row)
+        if reached is not None and wanted is not None and reached < wanted:
+            yield f"{name}: {reached:.2f} of the measured rate, to be {wanted:.2f}"
+        for peer in ("compile", "liger"):
+            if row.get("us") is not None and row.get(peer) is not None and row[peer] < row["us"]:
+                yield f"{name}: {PEERS[peer]} is faster, {row[peer]:.4g} us to {row['us']:.4g}"
+    for row in report.get("linear", []):
+        extra, wide = row.get("extra memory / logits"), int(row["problem"].split(" x ")[2]) >= 32768
+        if extra is not None and wide and extra > 1 / 8:
+            yield f"linear {row['problem']} {row['dtype']}: {extra:.3f} of the logits' memory, to be 0.125"
+
+
 PEERS = {"torch": "torch", "compile": "torch.compile", "triton": "Triton", "liger": "Liger"}
 LINEAR_COLUMNS = ("products alone", "torch", "torch.compile", "Liger", "extra memory / logits", "torch's")
 
@@ -112,19 +173,27 @@ def table(report):
     lines += [", ".join(f"{name} {version}" for name, version in report["versions"].items()), ""]
     rates = ", ".join(f"{name} {number(rate)}" for name, rate in ceilings.items())
     lines += [f"Measured rates, TB/s: {rates or 'none'}.", ""]
-    for name, outcome in report.get("checks", {}).items():
+    for name, outcome in {**report.get("smoke", {}), **report.get("checks", {})}.items():
         lines.append(f"- {name}: {outcome}")
+    missed = list(verdicts(report))
+    lines += ["", "Behind the targets:" if missed else "No target of what was measured is missed."]
+    lines += [f"- {what}" for what in missed]
     lines += [
         "",
-        f"| problem | dtype | mode | us | TB/s | share | {' | '.join(PEERS.values())} |",
-        "|---|" + "---|" * (5 + len(PEERS)),
+        f"| problem | dtype | mode | us | TB/s | share | target | {' | '.join(PEERS.values())} |",
+        "|---|" + "---|" * (6 + len(PEERS)),
     ]
     for row in report.get("grid", []):
         cells = [row["problem"], row["dtype"], row["mode"], number(row.get("us"), 4)]
         rate = None if row.get("us") is None else row["bytes"] / row["us"] / 1e6
-        cells += [number(rate), number(share(row, ceilings), 2)]
+        cells += [number(rate), number(share(row, ceilings), 2), number(target(row), 2)]
         cells += [number(row.get(peer), 4) for peer in PEERS]
         lines.append("| " + " | ".join(cells) + " |")
+    if report.get("bare"):
+        lines += ["", "| over Numba's arrays | dtype | mode | us | TB/s |", "|---|---|---|---|---|"]
+        for row in report["bare"]:
+            cells = [row["problem"], row["dtype"], row["mode"], number(row["us"], 4)]
+            lines.append("| " + " | ".join([*cells, number(row["bytes"] / row["us"] / 1e6)]) + " |")
     if report.get("general"):
         lines += ["", "| general kernels | dtype | us | largest error against float64 |", "|---|---|---|---|"]
         for row in report["general"]:
@@ -180,29 +249,40 @@ def versions():
             continue
     tool = shutil.which("nvidia-smi")
     if tool:
-        query = [tool, "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-        found["driver, SM and memory clock"] = (
-            done.stdout.strip().splitlines()[0] if done.stdout else "unknown"
-        )
+        asked = "driver_version,clocks.max.sm,clocks.max.mem,memory.total"
+        query = [tool, f"--query-gpu={asked}", "--format=csv,noheader"]
+        said = ""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            said = subprocess.run(
+                query, capture_output=True, text=True, timeout=30, check=False
+            ).stdout.strip()
+        found["driver, SM and memory clock, memory"] = said.splitlines()[0] if said else "unknown"
     return found
 
 
 def need_gpu():
-    """PyTorch and the CUDA backend, or an explanation of what is missing and the end of the program."""
-    try:
-        import torch
-    except ImportError:
-        sys.exit(_missing("PyTorch is not installed: pip install torch"))
+    """PyTorch, or None where it is not there or sees no device; without a GPU the end of the program, and why."""
     from fastxent import _backend
 
     try:
         _backend.choose("cuda")
     except ImportError as error:
         sys.exit(_missing(str(error)))
-    if not torch.cuda.is_available():
-        sys.exit(_missing("PyTorch sees no CUDA device"))
-    return torch
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
+
+
+def device_name(torch):
+    """Name of the GPU."""
+    if torch is not None:
+        return torch.cuda.get_device_name()
+    from numba import cuda
+
+    name = cuda.get_current_device().name
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _missing(why):
@@ -214,18 +294,26 @@ def _missing(why):
 
 
 def microseconds(torch, calls, repeats=None):
-    """Median time on the device of one call; the calls of a list rotate, so that each finds its input out of cache."""
+    """Median time on the device of one call; the calls of a list rotate, so that each finds its input out of cache.
+
+    Before each timing the device pauses, so that the host's time for queuing is not in it. Of more than two calls a
+    round is timed at once.
+    """
     for call in calls:
         call()
     torch.cuda.synchronize()
+    rounds = [calls] if len(calls) > 2 else [[call] for call in calls]
     times = []
     for i in range(repeats or REPEATS):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        timed = rounds[i % len(rounds)]
+        torch.cuda._sleep(AHEAD)
         start.record()
-        calls[i % len(calls)]()
+        for call in timed:
+            call()
         stop.record()
         stop.synchronize()
-        times.append(start.elapsed_time(stop) * 1000)
+        times.append(start.elapsed_time(stop) * 1000 / len(timed))
     return statistics.median(times)
 
 
@@ -275,20 +363,31 @@ def own_copy():
 
 def tests(limit):
     """The tests that need a GPU, by pytest, in as many processes as share the compilations, for so many seconds."""
-    command = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-m", "gpu and not slow"]
+    if not importlib.util.find_spec("pytest"):
+        return "pytest is not installed"
+    command = [sys.executable, "-m", "pytest", "-q", *without_benchmarks(), "-m", "gpu and not slow"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", "8"]
-    files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core", "doors", "peer")]
+    files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core", "doors", "torch")]
     return outcome([*command, *files], limit)
+
+
+def without_benchmarks():
+    """pytest-benchmark's option, where that plugin is there."""
+    return ["--benchmark-disable"] if importlib.util.find_spec("pytest_benchmark") else []
 
 
 def sanitizer(tool, limit):
     """compute-sanitizer over the smallest tests of every kernel."""
-    program = shutil.which("compute-sanitizer")
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/opt/cuda"]
+    places = os.pathsep.join([os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)])
+    program = shutil.which("compute-sanitizer", path=places)
     if program is None:
         return "compute-sanitizer is not installed"
+    if not importlib.util.find_spec("pytest"):
+        return "pytest is not installed"
     chosen = "(test_labels and float32) or (test_cuda_core and not float64 and not float16)"
-    test = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-m", "not slow", "-k", chosen]
+    test = [sys.executable, "-m", "pytest", "-q", *without_benchmarks(), "-m", "not slow", "-k", chosen]
     files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core")]
     return outcome([program, "--tool", tool, "--error-exitcode", "9", *test, *files], limit)
 
@@ -324,6 +423,21 @@ def largest_error(torch, n, k, dtype):
             p[torch.arange(len(rows), device=DEVICE), y[rows]] -= 1
             worst = max(worst, (out[rows].double() * n - p).abs().max().item())
     return worst
+
+
+def smoke(torch, quick, errors):
+    """{what: largest error}: small problems, one or more of every kernel of losses and gradients."""
+    for n, k in SMALL[:3] if quick else SMALL:
+        for dtype in DTYPES:
+            name = f"error {n} x {k} {dtype}"
+            try:
+                error = largest_error(torch, n, k, dtype)
+                said = f"{error:.1e}" if error <= LIMITS[dtype] else f"FAILED: {error:.1e}"
+            except Exception as problem:
+                said = f"FAILED: {problem!r}"[:300]
+            if said.startswith("FAILED"):
+                errors[name] = said
+            yield {name: said}
 
 
 # --------------------------------------------------------------------------------------------------------- grid
@@ -399,39 +513,101 @@ def triton_peer():
     return module
 
 
-def grid(torch, quick, errors):
-    """Rows of every shape, dtype and mode: ours and the peers' times."""
+def key(row):
+    """What tells a row of a part from the others."""
+    return row["problem"], row["dtype"], row.get("mode")
+
+
+def grid(torch, quick, errors, known=()):
+    """Rows of every shape, dtype and mode, but for those known."""
     for n, k in SHAPES[-3:] if quick else SHAPES:
         for dtype, itemsize in DTYPES.items():
-            # A compiler that has seen a function in eight shapes leaves it to eager from then on.
-            torch.compiler.reset()
-            made = problems(torch, n, k, dtype)
-            for mode in MODES:
-                row = {"problem": f"{n} x {k}", "dtype": dtype, "mode": mode}
-                row["bytes"] = bytes_moved(n, k, itemsize, mode)
+            rows = [{"problem": f"{n} x {k}", "dtype": dtype, "mode": mode} for mode in MODES]
+            rows = [row for row in rows if key(row) not in known]
+            made = problems(torch, n, k, dtype) if rows else []
+            for row in rows:
+                row["bytes"] = bytes_moved(n, k, itemsize, row["mode"])
                 try:
-                    row["us"] = microseconds(torch, [ours(mode, *p) for p in made])
+                    row["us"] = microseconds(torch, [ours(row["mode"], *p) for p in made])
                 except Exception as error:  # one kernel that fails leaves the rest measured
-                    errors[f"{row['problem']} {dtype} {mode}"] = repr(error)[:300]
-                calls = [peers(torch, mode, *p) for p in made[:2]]
-                for name in calls[0]:
-                    try:
-                        row[name] = microseconds(torch, [call[name] for call in calls], 10)
-                    except Exception as error:
-                        errors[f"{name} {row['problem']} {dtype} {mode}"] = repr(error)[:300]
+                    errors[" ".join(key(row))] = repr(error)[:300]
                 yield row
-            del made, calls
+            del made
             torch.cuda.empty_cache()
-    yield from sigmoid_rows(torch, quick, errors)
+    yield from (row for row in sigmoid_rows(torch, quick, errors, known))
 
 
-def sigmoid_rows(torch, quick, errors):
+def peer_rows(torch, rows, errors):
+    """Add the peers' times to rows of the grid that have none; yields nothing of its own."""
+    groups = {}
+    for row in rows:
+        if not row["problem"].endswith("elements") and not row.get("peers"):
+            groups.setdefault(key(row)[:2], []).append(row)
+    for (problem, dtype), group in groups.items():
+        n, k = map(int, problem.split(" x "))
+        # A compiler that has seen a function in eight shapes leaves it to eager from then on.
+        torch.compiler.reset()
+        made = problems(torch, n, k, dtype)
+        for row in group:
+            row["peers"] = True
+            calls = [peers(torch, row["mode"], *p) for p in made]
+            for name in calls[0]:
+                try:
+                    row[name] = microseconds(torch, [call[name] for call in calls], 10)
+                except Exception as error:
+                    errors[f"{name} {' '.join(key(row))}"] = repr(error)[:300]
+            yield None
+        del made, calls
+        torch.cuda.empty_cache()
+
+
+def bare_rows(quick, errors):
+    """Loss and gradient over Numba's arrays, for a machine without PyTorch."""
+    from numba import cuda
+
+    import fastxent as fx
+
+    for n, k in SHAPES[-3:] if quick else SHAPES:
+        row = {
+            "problem": f"{n} x {k}",
+            "dtype": "float32",
+            "mode": "fused",
+            "bytes": bytes_moved(n, k, 4, "fused"),
+        }
+        try:
+            z, out = (cuda.device_array((n, k), "float32") for _ in range(2))
+            y = cuda.device_array(n, "int64")
+            for array in (z, y):
+                cuda.cudadrv.driver.device_memset(array, 0, array.nbytes)
+            call = functools.partial(
+                fx.softmax_cross_entropy_with_grad, z, y, out=out, check=False, ignore_index=None
+            )
+            times = []
+            for _ in range(5):
+                call()
+            for _ in range(REPEATS):
+                start, stop = cuda.event(), cuda.event()
+                start.record()
+                call()
+                stop.record()
+                stop.synchronize()
+                times.append(start.elapsed_time(stop) * 1000)
+            row["us"] = statistics.median(times)
+        except Exception as error:
+            errors[" ".join(key(row))] = repr(error)[:300]
+            continue
+        yield row
+
+
+def sigmoid_rows(torch, quick, errors, known=()):
     """Binary cross-entropy, fused."""
     import fastxent as fx
 
     n = ELEMENTS >> (3 if quick else 0)
     for dtype, itemsize in DTYPES.items():
         made = []
+        if (f"{n} elements", dtype, "fused") in known:
+            continue
         for _ in range(3):
             z = torch.randn(n, device=DEVICE).to(getattr(torch, dtype))
             made.append((z, (torch.rand_like(z) < 0.5).to(z.dtype), torch.empty_like(z)))
@@ -469,13 +645,15 @@ def general_calls(torch, n, k, dtype):
     return z, calls
 
 
-def general_rows(torch, quick, errors):
+def general_rows(torch, quick, errors, known=()):
     """Second derivatives, divergences and probabilities: time, and the largest error against float64, of its scale."""
     for n, k in GENERAL[:1] if quick else GENERAL:
         for dtype in DTYPES:
             z, calls = general_calls(torch, n, k, dtype)
             for name, call in calls.items():
                 row = {"problem": f"{n} x {k} {name}", "dtype": dtype, "mode": "general", "bytes": 0}
+                if key(row) in known:
+                    continue
                 try:
                     results, truth = call(z), call(z.double())
                     pairs = (
@@ -538,7 +716,7 @@ def extra_memory(torch, call):
     return torch.cuda.max_memory_allocated() - before
 
 
-def linear_rows(torch, quick, errors):
+def linear_rows(torch, quick, errors, known=()):
     """linear_cross_entropy: times, and the peak of its memory beyond the gradients as a share of the logits."""
     for n, d, k in LINEAR[:1] if quick else LINEAR:
         for dtype, itemsize in DTYPES.items():
@@ -548,6 +726,8 @@ def linear_rows(torch, quick, errors):
             W = (torch.randn(d, k, device=DEVICE) / math.sqrt(d)).to(kind)
             y = torch.randint(0, k, (n,), device=DEVICE)
             row = {"problem": f"{n} x {d} x {k}", "dtype": dtype}
+            if key(row) in known:
+                continue
             results, logits = (n * d + d * k) * itemsize, n * k * itemsize
             calls = linear_calls(torch, X, W, y)
             for name, call in calls.items():
@@ -681,65 +861,173 @@ def launch_cost(torch):
     return found
 
 
-PARTS = ("ceilings", "launch", "grid", "general", "linear", "estimators", "checks")
-NAMED = ("ceilings", "launch", "checks")  # numbers by name; the other parts are rows of tables
+# In order, with the minutes that each has of 25.
+MINUTES = {
+    "smoke": 2.5,
+    "ceilings": 0.7,
+    "grid": 4.0,
+    "launch": 0.7,
+    "peers": 4.0,
+    "checks": 4.5,
+    "general": 2.5,
+    "linear": 2.5,
+    "estimators": 2.5,
+    "bare": 1.0,
+}
+PARTS = tuple(MINUTES)
+NAMED = (
+    "smoke",
+    "ceilings",
+    "launch",
+    "peers",
+    "checks",
+)  # numbers by name; the other parts are rows of tables
+WITHOUT_TORCH = ("checks", "bare")
+LOST = (
+    3  # status where the device's context is lost, and with it all that the process could still have measured
+)
+TRIES = 4  # processes of a part
 
 
 def checks(torch, quick, left):
     """{what: outcome}: errors of large problems, then the GPU's tests and compute-sanitizer in what time is left."""
-    for n, k in SHAPES[-3:] if quick else SHAPES:
-        for dtype in DTYPES:
-            yield {f"largest error {n} x {k} {dtype}": f"{largest_error(torch, n, k, dtype):.1e}"}
+    if torch is not None:
+        for n, k in SHAPES[-3:] if quick else SHAPES:
+            for dtype in DTYPES:
+                yield {f"largest error {n} x {k} {dtype}": f"{largest_error(torch, n, k, dtype):.1e}"}
     yield {"tests": tests(max(30.0, 0.6 * left()))}
     for tool in ("memcheck", "racecheck"):
         yield {tool: sanitizer(tool, max(30.0, 0.45 * left()))}
 
 
+def lost(torch):
+    """Whether the device answers nothing any more: after an illegal address, say, no call of the process does."""
+    if torch is None:
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
+def conduct(options):
+    """Every part in a process of its own, each within its time; the status, as of `main`."""
+    begun = time.monotonic()
+    failed = 0
+    for part, minutes in MINUTES.items():
+        left = options.minutes - (time.monotonic() - begun) / 60
+        minutes = max(min(left, minutes * options.minutes / 25), 0.0)
+        command = [sys.executable, str(Path(__file__)), "--only", part, "--quiet"]
+        command += ["--minutes", f"{minutes:.2f}", "--out", str(options.out)]
+        command += ["--quick"] if options.quick else []
+        for attempt in range(TRIES):
+            why = None
+            try:
+                # what a row takes at most, and the way out, are beyond the limit
+                done = subprocess.run(
+                    [*command, *["--resume"] * bool(attempt)], timeout=60 * minutes + 90, check=False
+                )
+                status = done.returncode
+            except subprocess.TimeoutExpired:
+                status, why = 1, f"killed: not finished after {minutes:.1f} minutes and 90 seconds more"
+            if status == 2:
+                return 2
+            if status not in (0, 1, LOST):
+                why = f"its process ended with status {status}"
+            if why:
+                note(options.out, f"{part}, process {attempt + 1}", why)
+            failed |= status != 0
+            if status in (0, 1):
+                break
+    for path in newest(options.out):
+        print(path.read_text(encoding="utf-8"))
+    return failed
+
+
+def newest(folder):
+    """The table that was written last, as a list of one; none where there is none."""
+    return sorted(folder.glob("*.md"), key=lambda path: path.stat().st_mtime)[-1:]
+
+
+def note(folder, where, what):
+    """Put a failure of a part's process into the report."""
+    print(f"{where}: {what}", file=sys.stderr)
+    for path in newest(folder):
+        report = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        report.setdefault("errors", {})[where] = what
+        write(report, folder)
+
+
 def main(arguments=None):
     """Run the parts that are asked for; 0, 1 where something failed or did not fit, or 2 where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="*", choices=PARTS, help="parts to run, in this process")
     parser.add_argument("--quick", action="store_true", help="small buffers and three shapes")
     parser.add_argument("--minutes", type=float, default=25.0, help="after which nothing new is begun")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--resume", action="store_true", help="go on after the rows that the report has")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
     options = parser.parse_args(arguments)
+    if options.only is None:
+        return conduct(options)
     stop = time.monotonic() + 60 * options.minutes
     torch, quick = need_gpu(), options.quick
-    report = {"date": datetime.date.today().isoformat(), "device": torch.cuda.get_device_name()}
+    report = {"date": datetime.date.today().isoformat(), "device": device_name(torch)}
     numbers = options.out / f"{stem(report)}.json"
     if numbers.exists():
         report = json.loads(numbers.read_text(encoding="utf-8"))
     report["versions"] = versions()
     errors = report.setdefault("errors", {})
-    rows = {
-        "ceilings": lambda: [ceilings(torch, quick)],
-        "launch": lambda: [launch_cost(torch)],
-        "grid": lambda: grid(torch, quick, errors),
-        "general": lambda: general_rows(torch, quick, errors),
-        "linear": lambda: linear_rows(torch, quick, errors),
-        "estimators": lambda: estimators(torch, quick, errors),
-        "checks": lambda: checks(torch, quick, lambda: stop - time.monotonic()),
-    }
+    status = 0
     for part in (part for part in PARTS if part in options.only):
         errors.pop(part, None)
         if time.monotonic() > stop:
             errors[part] = f"not begun: {options.minutes:g} minutes were over"
             continue
-        found = report[part] = {} if part in NAMED else []
+        if torch is None and part not in WITHOUT_TORCH:
+            errors[part] = "not begun: PyTorch is not installed, or sees no CUDA device"
+            continue
+        fresh = {} if part in NAMED else []
+        found = report[part] = report.get(part, fresh) if options.resume else fresh
+        known = set() if part in NAMED else {key(row) for row in found if "problem" in row}
+        rows = {
+            "smoke": lambda: smoke(torch, quick, errors),
+            "ceilings": lambda: [ceilings(torch, quick)],
+            "launch": lambda: [launch_cost(torch)],
+            "grid": lambda known=known: grid(torch, quick, errors, known),
+            "peers": lambda: peer_rows(torch, report.get("grid", []), errors),
+            "general": lambda known=known: general_rows(torch, quick, errors, known),
+            "linear": lambda known=known: linear_rows(torch, quick, errors, known),
+            "estimators": lambda: estimators(torch, quick, errors),
+            "checks": lambda: checks(torch, quick, lambda: stop - time.monotonic()),
+            "bare": lambda: bare_rows(quick, errors) if torch is None else [],
+        }
         add = found.update if part in NAMED else found.append
         try:
             for row in rows[part]():
-                add(row)
+                if row is not None:
+                    add(row)
+                if lost(torch):
+                    errors[f"{part}, after {row}"[:200]] = "the device's context is lost"
+                    status = LOST
                 write(report, options.out)
+                if status:
+                    break
                 if time.monotonic() > stop:
                     errors[part] = f"cut off after {options.minutes:g} minutes"
                     break
         except Exception as error:  # what else was measured is worth keeping
             errors[part] = repr(error)[:500]
+            status = LOST if lost(torch) else 0
+        if status:
+            break
     for path in write(report, options.out):
-        print(path)
-    print(table(report))
-    return 1 if errors else 0
+        if not options.quiet:
+            print(path)
+    if not options.quiet:
+        print(table(report))
+    return status or (1 if errors else 0)
 
 
 if __name__ == "__main__":
