@@ -176,7 +176,8 @@ def table(report):
     for name, outcome in {**report.get("smoke", {}), **report.get("checks", {})}.items():
         lines.append(f"- {name}: {outcome}")
     missed = list(verdicts(report))
-    lines += ["", "Behind the targets:" if missed else "No target of what was measured is missed."]
+    if report.get("grid"):
+        lines += ["", "Behind the targets:" if missed else "No target of what was measured is missed."]
     lines += [f"- {what}" for what in missed]
     lines += [
         "",
