@@ -18,6 +18,7 @@ from fastxent.linear import LARGE_W, LargeLayer, SoftmaxRows
 from fastxent.losses._softmax import SoftmaxOptions
 from fastxent.torch import _arguments
 from fastxent.torch._arrays import empty, reduced, scaled, traced
+from fastxent.torch._on_device import beside
 from fastxent.torch._softmax import Rows, cross_entropy, deferred
 
 BLOCK_ELEMENTS = 1 << 24  # of a block's logits: 64 MB in float32
@@ -161,7 +162,8 @@ class DeviceSweep:
 
     def run(self, needs=(False, False, False)):
         """Loss, a tensor, and the gradients of input, linear_weight and linear_bias as needed."""
-        with torch.no_grad(), torch.autocast(self.input.device.type, enabled=False):
+        off = torch.autocast(self.input.device.type, enabled=False)
+        with torch.no_grad(), off, beside(self.input):
             loss, dX, dW, db = self.call.run(any(needs), needs[0], self.upstream)
         loss = loss.reshape(self.row_shape) if self.call.call.reduction == "none" else loss
         return loss, (
