@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastxent as fx
+from fastxent import _device
 from fastxent.losses import DiceLoss, TverskyLoss
 
 
@@ -141,3 +142,75 @@ def test_adversarial_losses_are_those_in_memory(put, loss, reduction, weighted):
         np.testing.assert_allclose(get(found), expected, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="targets: expected 1 for real and 0 for generated"):
         loss.loss(put(z), put(np.full(9, 2)))
+
+
+def test_subclasses_are_arrays_of_their_library(monkeypatch):
+    """A subclass of PyTorch's tensors from another module is one of PyTorch's, not one of Numba's."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    cuda_twin.install(monkeypatch)
+
+    class Picture(torch.Tensor):
+        __module__ = "elsewhere"
+
+    z, y = torch.randn(5, 4), torch.randint(0, 4, (5,))
+    loss, grad = fx.softmax_cross_entropy_with_grad(z.as_subclass(Picture), y)
+    assert isinstance(grad, torch.Tensor)
+    assert torch.allclose(loss.as_subclass(torch.Tensor), torch.nn.functional.cross_entropy(z, y))
+
+
+def test_arrays_of_another_library_or_device(monkeypatch):
+    """Labels of another library come by DLPack; those on another device, and a foreign `out`, are errors."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    cuda_twin.install(monkeypatch)
+    taken = []
+    monkeypatch.setattr(torch, "from_dlpack", lambda x: (taken.append(x), torch.from_numpy(x.get()))[1])
+    monkeypatch.setattr(cuda_twin.Array, "__dlpack__", lambda self, **options: None, raising=False)
+    z, labels = torch.randn(5, 4), np.arange(5) % 4
+    expected = torch.nn.functional.cross_entropy(z, torch.from_numpy(labels))
+    y = cuda_twin.put(labels)
+    assert torch.allclose(fx.softmax_cross_entropy(z, y), expected)
+    assert taken == [y]
+    with pytest.raises(
+        ValueError, match="targets: expected an array on device cpu, as logits, got one on meta"
+    ):
+        fx.softmax_cross_entropy(z, torch.zeros(5, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match="sample_weight: expected an array on device cpu"):
+        fx.softmax_cross_entropy(z, torch.from_numpy(labels), sample_weight=torch.zeros(5, device="meta"))
+    with pytest.raises(TypeError, match="out: expected an array on the device and of the library of logits"):
+        fx.softmax_cross_entropy_with_grad(z, torch.from_numpy(labels), out=cuda_twin.put(z.numpy()))
+
+
+def test_a_number_for_all_classes_is_filled_in_on_the_device(monkeypatch):
+    """A copy from memory would be waited for."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    cuda_twin.install(monkeypatch)
+    given = cuda_twin.TorchInMemory.given
+
+    def strict(self, x, name, dtype):
+        assert isinstance(x, torch.Tensor), name
+        return given(self, x, name, dtype)
+
+    monkeypatch.setattr(cuda_twin.TorchInMemory, "given", strict)
+    z, y = torch.randn(5, 4), torch.randint(0, 4, (5,))
+    assert fx.FocalLoss(alpha=0.25).loss(z, y, check=False) > 0
+
+
+def test_the_numbers_of_a_loss_object_are_copied_once(monkeypatch):
+    """Class weights of a loss object: the second call finds them on the device."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    cuda_twin.install(monkeypatch)
+    copied, given = [], cuda_twin.TorchInMemory.given
+    monkeypatch.setattr(_device, "_constants", {})
+
+    def noted(self, x, name, dtype):
+        copied.extend([name] * (not isinstance(x, torch.Tensor)))
+        return given(self, x, name, dtype)
+
+    monkeypatch.setattr(cuda_twin.TorchInMemory, "given", noted)
+    z, y = torch.randn(5, 3), torch.randint(0, 3, (5,))
+    loss = fx.FocalLoss(alpha=(0.2, 0.3, 0.5), class_weight=(1.0, 2.0, 3.0))
+    first, second = (loss.loss(z, y, check=False) for _ in range(2))
+    assert sorted(copied) == ["alpha", "class_weight"]
+    expected = loss.loss(z.double(), y)
+    assert np.isclose(first, expected)
+    assert np.isclose(second, expected)

@@ -533,11 +533,27 @@ def weights(library, x, name, shape, dtype):
         ) from None
 
 
+_constants = {}
+MOST_CONSTANTS = 256  # beyond, all are forgotten
+
+
+def constant(library, x, name, dtype):
+    """`Library.given`, for the numbers of a loss object: copied from memory, which waits, for the first call alone."""
+    if type(x) is not tuple:
+        return library.given(x, name, dtype)
+    key = type(library), str(library.place_of(library.like)), library.stream(), dtype, x
+    if key not in _constants:
+        if len(_constants) >= MOST_CONSTANTS:
+            _constants.clear()
+        _constants[key] = library.given(x, name, dtype)
+    return _constants[key]
+
+
 def per_class(library, x, name, n_classes, dtype):
     """Contiguous numbers (n_classes,), or None."""
     if x is None:
         return None
-    x = library.contiguous(library.given(x, name, dtype))
+    x = library.contiguous(constant(library, x, name, dtype))
     if tuple(x.shape) != (n_classes,):
         raise ValueError(f"{name}: expected shape ({n_classes},), one number per class, got {tuple(x.shape)}")
     return library.buffer(x)

@@ -155,7 +155,7 @@ class DeviceSoftmaxCall(_DeviceCall):
         if alpha is not None:
             if isinstance(alpha, (int, float)):  # filled there: a copy from memory would be waited for
                 alpha = self.library.filled((problem.n_classes,), alpha, self.dtype)
-            alpha = self.library.given(alpha, "alpha", self.dtype)
+            alpha = _device.constant(self.library, alpha, "alpha", self.dtype)
             if self.class_weight is not None:
                 alpha = alpha * self.class_weight.owner
             self.factors = _device.per_class(self.library, alpha, "alpha", *of_class)

@@ -1,4 +1,4 @@
-"""The losses where people train with PyTorch: functions and modules with PyTorch's signatures, on tensors of the CPU or a CUDA device.
+"""The losses where people train with PyTorch: functions and modules with PyTorch's signatures, on CPU or CUDA tensors.
 
     from fastxent.torch import CrossEntropyLoss          # instead of torch.nn
     from fastxent.torch import cross_entropy             # instead of torch.nn.functional
