@@ -38,8 +38,11 @@ def disassembler():
     return found[0] if found else shutil.which("nvdisasm")
 
 
-def machine_code(function, signature, cc, folder, threads=None):
-    """Compile a kernel for a compute capability and read what came out."""
+def machine_code(function, signature, cc, folder, threads=None, lto=False):
+    """Compile a kernel for a compute capability and read what came out.
+
+    By way of PTX, which the machine has none of with `lto`: by way of what is optimized when it is linked, as a launch.
+    """
     # device functions ask the current device for its capability, and there is none
     asked, dispatcher.get_current_device = (
         dispatcher.get_current_device,
@@ -47,14 +50,18 @@ def machine_code(function, signature, cc, folder, threads=None):
     )
     try:
         bounds = {} if threads is None else {"launch_bounds": (threads,)}
-        ptx, _ = cuda.compile(function, signature, device=False, abi="numba", cc=cc, output="ptx", **bounds)
+        output = "ltoir" if lto else "ptx"
+        code, _ = cuda.compile(function, signature, device=False, abi="numba", cc=cc, output=output, **bounds)
     finally:
         dispatcher.get_current_device = asked
     arch = f"sm_{cc[0]}{cc[1]}"
-    handle = nvjitlink.create(2, [f"-arch={arch}", "-verbose"])
+    options = [f"-arch={arch}", "-verbose", *["-lto"] * lto]
+    handle = nvjitlink.create(len(options), options)
     try:
-        source = ptx.encode()
-        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, source, len(source), "kernel")
+        source, kind = (
+            (bytes(code), nvjitlink.InputType.LTOIR) if lto else (code.encode(), nvjitlink.InputType.PTX)
+        )
+        nvjitlink.add_data(handle, kind, source, len(source), "kernel")
         nvjitlink.complete(handle)
         log = bytearray(nvjitlink.get_info_log_size(handle))
         nvjitlink.get_info_log(handle, log)
@@ -71,7 +78,7 @@ def machine_code(function, signature, cc, folder, threads=None):
         int(re.search(r"Used (\d+) registers", log)[1]),
         sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         sum(map(int, re.findall(r"(\d+) bytes stack frame", log))),
-        ptx,
+        "" if lto else code,
         opcodes,
         loops,
     )

@@ -130,6 +130,27 @@ def test_machine_code(variant, dtype, cc, tmp_path):
 
 
 @slow
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [("8 in a warp", "float32"), ("block", "bfloat16"), ("stream", "float32"), ("tile 10", "float32")],
+)
+def test_what_a_launch_links(variant, dtype, tmp_path):
+    """Numba links what nvJitLink optimizes, not PTX: no spill there either, as wide loads, loops as short."""
+    make, registers, loads = VARIANTS[variant]
+    function, signature, threads = make(dtype)
+    code = cuda_sass.machine_code(function, signature, (9, 0), tmp_path, threads, lto=True)
+    assert code.spills == 0
+    assert code.count("LDL", "STL") == 0
+    assert code.registers <= registers
+    assert code.count("LDG.E.128", "LDG.E.128.CONSTANT") >= loads
+    if variant == "stream":
+        many = softmax.UNROLL * STORAGES[dtype].per_vector
+        sweeps = [loop for loop in code.loops if loop["MUFU.EX2"] in (many, many + 1)]
+        assert len(sweeps) == 2
+        assert all(loop.total() / many <= 6.5 for loop in sweeps)
+
+
+@slow
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
 @pytest.mark.parametrize("real", ["float32", "float64"])
 def test_sums_compile(real, cc, tmp_path):

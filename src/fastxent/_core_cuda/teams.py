@@ -63,6 +63,14 @@ def _seat(lanes):
         return lane, size, int64(cuda.blockIdx.x), int64(cuda.gridDim.x), uint32(FULL)
 
     @device
+    def warp_seat():
+        thread = int32(cuda.threadIdx.x)
+        row = (int64(cuda.blockIdx.x) * cuda.blockDim.x + thread) >> 5
+        step = int64(cuda.gridDim.x) * cuda.blockDim.x >> 5
+        # a mask that is known costs no synchronization of its own in every exchange
+        return int32(thread & 31), int32(32), row, step, uint32(FULL)
+
+    @device
     def seat():
         thread = int32(cuda.threadIdx.x)
         lane = int32(thread & (LANES - 1))
@@ -71,7 +79,7 @@ def _seat(lanes):
         mask = uint32((FULL >> (32 - LANES)) << int64((thread & 31) - lane))
         return lane, int32(LANES), row, step, mask
 
-    return block_seat if lanes == BLOCK else seat
+    return block_seat if lanes == BLOCK else warp_seat if lanes == 32 else seat
 
 
 def _butterfly(combine, lanes):
