@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastxent as fx
-from fastxent import _device
+from fastxent import _backend, _device
 from fastxent.losses import DiceLoss, TverskyLoss
 
 
@@ -214,3 +214,35 @@ def test_the_numbers_of_a_loss_object_are_copied_once(monkeypatch):
     expected = loss.loss(z.double(), y)
     assert np.isclose(first, expected)
     assert np.isclose(second, expected)
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_calls_without_checks_are_repeated(put, monkeypatch, out):
+    """With an array to write into as well; on arrays of another layout the call is decided anew."""
+    from fastxent.losses import _repeated
+
+    monkeypatch.setattr(_repeated, "_programs", {})
+    launches = []
+    for name, function in vars(_backend.choose("cuda").launch).items():
+        if callable(function) and name in ("softmax_launch", "combine"):
+
+            def launch(context, *rest, function=function, **options):
+                if context.record is not None:
+                    launches.append(function.__name__)
+                return function(context, *rest, **options)
+
+            monkeypatch.setattr(_backend.choose("cuda").launch, name, launch)
+    made = []
+    program = _repeated._Log.program
+
+    def noted(self, results):
+        made.append(self._whole)
+        return program(self, results)
+
+    monkeypatch.setattr(_repeated._Log, "program", noted)
+    for n in (5, 6):
+        z, y = put(numbers((n, 4))), put(np.arange(n) % 4)
+        options = {"out": put(numbers((n, 4)))} if out else {}
+        fx.softmax_cross_entropy_with_grad(z, y, check=False, ignore_index=None, **options)
+    assert made == [True, True]
+    assert launches == ["softmax_launch", "combine"] * 2

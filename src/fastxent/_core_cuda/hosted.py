@@ -468,9 +468,10 @@ def softmax_solve(terms, damping, rhs, x_out, num_threads):
     copies = {}
 
     def take(array, dtype=None):
-        if id(array) not in copies:
-            copies[id(array)] = host.take(array, dtype)
-        return copies[id(array)]
+        place = id(array), dtype  # of arrays that the terms keep alive
+        if place not in copies:
+            copies[place] = host.take(array, dtype)
+        return copies[place]
 
     given = []
     for kind, group, logits, target, *rest in terms:

@@ -90,7 +90,7 @@ class _Log:
 
     def __getattr__(self, name):
         """Everything else: what returns memory of its own is noticed at the next launch, what writes is not."""
-        self._whole &= name in ("buffer", "contiguous", "dtype", "given")
+        self._whole &= name in ("buffer", "contiguous", "dtype", "given", "own")
         return getattr(self._library, name)
 
     def program(self, results):
