@@ -364,18 +364,28 @@ def own_copy():
 
 def tests(limit):
     """The tests that need a GPU, by pytest, in as many processes as share the compilations, for so many seconds."""
-    if not importlib.util.find_spec("pytest"):
-        return "pytest is not installed"
-    command = [sys.executable, "-m", "pytest", "-q", *without_benchmarks(), "-m", "gpu and not slow"]
+    if lacking():
+        return lacking()
+    command = [*pytest(), "-m", "gpu and not slow"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", "8"]
     files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core", "doors", "torch")]
     return outcome([*command, *files], limit)
 
 
-def without_benchmarks():
-    """pytest-benchmark's option, where that plugin is there."""
-    return ["--benchmark-disable"] if importlib.util.find_spec("pytest_benchmark") else []
+def lacking():
+    """What the tests need and this machine lacks, in words, or nothing."""
+    names = [
+        name for name in ("pytest", "numpy", "mpmath", "ml_dtypes") if not importlib.util.find_spec(name)
+    ]
+    return f"not run: {', '.join(names)} not installed" if names else ""
+
+
+def pytest():
+    """The beginning of a command of pytest that needs no plugin, and that a warning of another package does not end."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
+    command += [] if importlib.util.find_spec("hypothesis") else ["--noconftest"]
+    return command + (["--benchmark-disable"] if importlib.util.find_spec("pytest_benchmark") else [])
 
 
 def sanitizer(tool, limit):
@@ -385,10 +395,10 @@ def sanitizer(tool, limit):
     program = shutil.which("compute-sanitizer", path=places)
     if program is None:
         return "compute-sanitizer is not installed"
-    if not importlib.util.find_spec("pytest"):
-        return "pytest is not installed"
+    if lacking():
+        return lacking()
     chosen = "(test_labels and float32) or (test_cuda_core and not float64 and not float16)"
-    test = [sys.executable, "-m", "pytest", "-q", *without_benchmarks(), "-m", "not slow", "-k", chosen]
+    test = [*pytest(), "-m", "not slow", "-k", chosen]
     files = [str(ROOT / "tests" / f"test_cuda_{name}.py") for name in ("kernels", "core")]
     return outcome([program, "--tool", tool, "--error-exitcode", "9", *test, *files], limit)
 
@@ -864,16 +874,16 @@ def launch_cost(torch):
 
 # In order, with the minutes that each has of 25.
 MINUTES = {
-    "smoke": 2.5,
-    "ceilings": 0.7,
-    "grid": 4.0,
-    "launch": 0.7,
-    "peers": 4.0,
-    "checks": 4.5,
-    "general": 2.5,
-    "linear": 2.5,
-    "estimators": 2.5,
-    "bare": 1.0,
+    "smoke": 2.0,
+    "ceilings": 0.6,
+    "grid": 6.0,
+    "launch": 0.6,
+    "peers": 4.5,
+    "checks": 4.0,
+    "general": 2.0,
+    "linear": 2.0,
+    "estimators": 2.0,
+    "bare": 0.8,
 }
 PARTS = tuple(MINUTES)
 NAMED = (
