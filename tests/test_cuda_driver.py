@@ -83,6 +83,23 @@ noted("first device again", lambda: call(z, y, 1))
 noted("default stream", lambda: call(Foreign(z, 1), y, 1))
 noted("own stream", lambda: call(Foreign(z, 0x1234), y, 1))
 noted("checked", lambda: fx.softmax_cross_entropy_with_grad(z, y))
+t = cuda.to_device(np.zeros((8, 16), np.float32))
+none = cuda.to_device(np.zeros((0, 16), np.float32)), cuda.to_device(np.zeros(0, np.int64))
+CE = fx.SoftmaxCrossEntropy
+doors = {
+    "sigmoid": lambda: fx.sigmoid_cross_entropy_with_grad(z, t),
+    "sigmoid in place": lambda: fx.sigmoid_cross_entropy_with_grad(z, t, out=z),
+    "probabilities": lambda: fx.binary_cross_entropy_with_grad(z, t),
+    "curvature": lambda: fx.FocalLoss(alpha=0.5).grad_hess(z, y, hessian="upper"),
+    "product": lambda: fx.FocalLoss().hvp(z, y, t),
+    "class weights": lambda: CE(class_weight=(1.0,) * 16).loss_grad(z, y),
+    "backward": lambda: fx.softmax_cross_entropy_backward(2.0, z, y, fx.softmax_cross_entropy_forward(z, y)[1]),
+    "divergence": lambda: fx.JensenShannonLoss().loss_grad(z, t),
+    "shard": lambda: fx.partial_lse(z, y, 0),
+    "no rows": lambda: fx.softmax_cross_entropy_with_grad(*none),
+}
+for name, door in doors.items():
+    noted(name, door)
 print(json.dumps(found))
 """
 
@@ -146,6 +163,14 @@ def test_streams_of_the_array_interface(found):
     assert kinds[:-2] == ["event", "after an event"] * (len(kinds) // 2 - 1)
     assert found["own stream"][0].startswith("event stream 1234")
     assert found["own stream"][1].startswith("after an event stream 0")
+
+
+def test_numbas_arrays_go_through_every_door(found):
+    """Something is launched for each; nothing was raised, or there would be nothing here."""
+    names = list(found)
+    assert names[-1] == "no rows"
+    for name in names[names.index("sigmoid") :]:
+        assert any(line.startswith(("numba", "direct")) for line in found[name]), name
 
 
 def test_the_check_of_the_targets_waits_once(found):

@@ -386,6 +386,12 @@ class Numba(Library):
     def host(self, x):
         return x.copy_to_host()
 
+    def scale(self, x, factor):
+        raise TypeError(
+            "expected arrays of CuPy or PyTorch: a base with one loss per row, and hvp of elementwise losses, multiply "
+            "arrays, which Numba's have no operators for"
+        )
+
     def divided(self, x, y):
         raise TypeError("grad_loss: expected a number, or one per row, with arrays of Numba")
 
@@ -401,7 +407,7 @@ class Numba(Library):
 
     def buffer(self, x):
         self.ready(x.__cuda_array_interface__)
-        return super().buffer(self.module().as_cuda_array(x, sync=False))
+        return super().buffer(self.module().as_cuda_array(x, sync=False))._replace(owner=x)
 
     def stream(self):
         return 0

@@ -90,6 +90,8 @@ class _DeviceCall(Call):
     def solve_rows(self, hessian, r, lam):
         """Solution of (lam I + H) x = r, row by row, for a `Hessian`, which may be that of a sum of losses."""
         library, source, axis = self.library, hessian.source, hessian.axis
+        if not library.multiplies:
+            raise TypeError("logits: expected an array of CuPy or PyTorch to solve with; copy others to one")
         shape = tuple(source.shape)
         if not _device.is_device(r):
             raise TypeError(f"r: expected an array on the device, as logits, got {type(r).__name__}")
