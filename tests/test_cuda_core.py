@@ -136,6 +136,25 @@ def test_curvature_of_the_families(core, member, name):
         assert found[0][0][1:] == found[1][0][1:]
 
 
+@pytest.mark.parametrize("wrong", [-1.0, np.inf, np.nan])
+def test_bad_soft_targets(core, wrong):
+    """The first row with a share that is negative, infinite or NaN is named by every function that reads targets."""
+    z, y, v, w, bias = softmax_problem("float32", (6, 13, 1), soft=True, seed=6)
+    y[4, 12] = y[5, 0] = wrong
+    head = (z, y, v, w, bias, 0.1, False, None, 1e-2, 1.7, 1.0)
+    for name, more, outs in (
+        ("softmax_rows", (), (None, None, z, None)),
+        ("softmax_rows", (), (None, None, None, z)),
+        ("softmax_hvp", (z,), (z,)),
+        ("softmax_upper", (), (z,)),
+    ):
+        found = both(core, name, (*head, *more), outs, FAMILIES[1])
+        bad = [result[1] if isinstance(result, tuple) else result for result, _ in found]
+        assert bad == [4, 4]
+    for module in (core, _core_numpy):
+        assert module.target_totals(y, v, w, 13, None, 1)[2] == 4
+
+
 @pytest.mark.parametrize("name", ["softmax_rows", "softmax_hvp", "softmax_upper"])
 @pytest.mark.parametrize("member", [FAMILIES[0], FAMILIES[1]], ids=["cross_entropy", "focal"])
 def test_curvature_at_the_limits(core, name, member):
@@ -394,6 +413,12 @@ def test_divergences_of_nothing_and_of_bad_teachers(core):
         assert found[0][0][1] == found[1][0][1] == 1
         found = both(core, "divergence_rows", (z, p, True, None, None, 2.0, 1.0), (v, z, z), (family,))
         assert_agree(found, 1e-7, 1e-7, 1e-7)
+    p[1, 4] = np.inf
+    for module in (core, _core_numpy):
+        loss, bad = module.divergence_rows(z, p, False, None, None, 1.0, 1.0, v, None, None, 1, "forward_kl")
+        assert bad == 1
+        assert np.isnan(loss)
+        assert np.isnan(v[1, 0])
     labels = np.array([0, 1, 9, 3, -1, 2])[:, None]
     assert core.divergence_hvp(z, labels, False, None, -1, 1.0, 1.0, z, z.copy(), 1, "entropy") == 2
 

@@ -160,9 +160,11 @@ def test_axes_and_soft_targets(library):
         loss, grad = fx.softmax_cross_entropy_with_grad(to(z), to(y), axis=1, label_smoothing=0.1)
         assert np.allclose(back(loss), truth.loss, rtol=2e-6)
         assert np.allclose(back(grad), truth.grad, atol=1e-6)
-    bad = np.full((2, 5, 4), -1.0, np.float32)
-    with pytest.raises(ValueError, match="expected probabilities >= 0"):
-        fx.softmax_cross_entropy(to(z), to(bad), axis=1)
+    bad = np.full((2, 5, 4), 0.2, np.float32)
+    for value in (-1.0, np.inf, np.nan):
+        bad[1, 4, 2] = value
+        with pytest.raises(ValueError, match=r"targets\[1, 2\]: expected probabilities >= 0"):
+            fx.softmax_cross_entropy(to(z), to(bad), axis=1)
 
 
 def test_objects(library):

@@ -53,6 +53,7 @@ TEACHER = np.array(
 )
 LABELS = np.array([0, 2, 2, 0, 3, 2, 1])
 X = np.random.default_rng(4).normal(size=STUDENT.shape)
+INFINITE = np.where(np.arange(7)[:, None] == 3, [np.inf, 0.0, 0.0, 1.0], 0.25)
 
 
 def exact(values):
@@ -622,6 +623,9 @@ def test_objects(loss):
          ["targets", "4"]),
         (lambda: JensenShannonLoss().loss(STUDENT, LABELS + 2), ValueError, ["targets", "label < 4"]),
         (lambda: JensenShannonLoss().loss(STUDENT, -as_softmax(STUDENT)), ValueError, ["targets", "negative"]),
+        (lambda: JensenShannonLoss().loss(STUDENT, INFINITE), ValueError, ["targets[3]", "an infinity"]),
+        (lambda: JensenShannonLoss().hvp(STUDENT, INFINITE, X), ValueError, ["targets[3]", "an infinity"]),
+        (lambda: JensenShannonLoss().grad_hess(STUDENT, INFINITE, hessian="upper"), ValueError, ["targets[3]"]),
         (lambda: JensenShannonLoss().solve(STUDENT, LABELS, X, 0.0), ValueError, ["lam", "positive"]),
         (lambda: JensenShannonLoss().hvp(STUDENT, LABELS, X[:2]), ValueError, ["x", "(7, 4)"]),
     ],

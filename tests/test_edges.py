@@ -253,14 +253,35 @@ def test_soft_targets_of_any_real_dtype(backend, code):
     assert_same(fx.softmax_cross_entropy_with_grad(z, t, backend=backend), z, t)
 
 
-@pytest.mark.parametrize("bad", [-0.25, -1e-30, np.nan])
-def test_bad_soft_targets(door, bad):
-    z = normal((40, 3))
-    t = np.full((40, 3), 1 / 3)
-    t[21, 1] = bad
-    with pytest.raises(ValueError, match=r"targets.*21.*negative|targets.*21.*NaN|targets.*21.*>= 0"):
-        door(z, t)
-    door(z, t, check=False)
+@pytest.mark.parametrize("n_classes", [3, 20, 300])
+@pytest.mark.parametrize("bad", [-0.25, -1e-30, np.nan, np.inf])
+def test_bad_soft_targets(door, bad, n_classes, dtype):
+    """In registers, in batches, row by row; in a row of the limits, in a class beyond whole vectors."""
+    z = normal((40, n_classes), dtype)
+    z[30, 0] = np.inf
+    for row, k in ((21, 1), (30, 0), (39, n_classes - 1)):
+        t = np.full((40, n_classes), 1 / n_classes)
+        t[row, k] = bad
+        message = rf"targets\[{row}\]: expected probabilities >= 0 in every class, got .* an infinity or NaN"
+        for options in (
+            {},
+            {"reduction": "sum"},
+            {"class_weight": np.arange(n_classes)},
+            {"label_smoothing": 1.0},
+        ):
+            with pytest.raises(ValueError, match=message):
+                door(z, t, **options)
+            with pytest.raises(ValueError, match=message):  # classes that are not contiguous
+                door(z.T, t.T, axis=0, **options)
+        door(z, t, check=False)
+
+
+def test_large_soft_targets_are_no_infinities(backend, dtype):
+    """The largest number is used as given, though the sum of two is infinite."""
+    most = np.finfo(dtype).max
+    for n_classes in (3, 20, 300):
+        t = np.full((4, n_classes), most, dtype)
+        assert fx.softmax_cross_entropy(normal(t.shape, dtype), t, reduction="sum", backend=backend) > 1e38
 
 
 @pytest.mark.parametrize("kind", ["label", "soft"])

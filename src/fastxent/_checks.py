@@ -415,14 +415,8 @@ def softmax_input(logits, targets, axis, name="logits", *, check=True):
             y = y.astype(np.int64)
         rows = y.reshape(math.prod(shape[:axis]), math.prod(shape[axis + 1 :]))
         layers = layered(z, axis)
-        if (
-            check
-            and "probabilities" not in _told
-            and z.size > 3
-            and 0.0 <= z.item(0) <= 1.0
-            and 0.0 <= z.item(1) <= 1.0
-        ):
-            warn_of_probabilities(layers)
+        if check:
+            warn_of_probabilities(z, layers)
         return SoftmaxInput(z, layers, rows, False, axis, shape, row_shape, dtype)
     if y.shape == shape:
         if check and y.dtype.kind in "iu" and y.size and y.max() > 1:
@@ -433,14 +427,8 @@ def softmax_input(logits, targets, axis, name="logits", *, check=True):
             )
         y = numbers_like(y, "targets", dtype)
         layers = layered(z, axis)
-        if (
-            check
-            and "probabilities" not in _told
-            and z.size > 3
-            and 0.0 <= z.item(0) <= 1.0
-            and 0.0 <= z.item(1) <= 1.0
-        ):
-            warn_of_probabilities(layers)
+        if check:
+            warn_of_probabilities(z, layers)
         return SoftmaxInput(z, layers, layered(y, axis), True, axis, shape, row_shape, dtype)
     hint = shape_advice(y, shape, row_shape, axis)
     raise ValueError(
@@ -491,15 +479,21 @@ _LOOKED_AT = 16  # classes of the first row that are read one by one before any 
 _ROWS = 8
 
 
-def warn_of_probabilities(logits):
-    """Warn, once per process, if logits (outer, classes, inner) look like probabilities.
+def warn_of_probabilities(source, logits):
+    """Warn, once per process, if logits (outer, classes, inner) look like probabilities; `source`: as they were given.
 
     They do if each of the first 8 rows, at least two, is non-negative and sums to 1, unless all are one-hot or constant
-    (those come up as logits, and constant ones are harmless).  Ordinary logits fail at one of their first numbers, so
-    nothing else is read of them; `softmax_input` looks at two before it calls.
+    (those come up as logits, and constant ones are harmless).  Ordinary logits fail at one of their first two numbers,
+    and nothing else is read of them.
     """
+    if (
+        "probabilities" in _told
+        or source.size <= 3
+        or not (0.0 <= source.item(0) <= 1.0 and 0.0 <= source.item(1) <= 1.0)
+    ):
+        return
     n_classes = logits.shape[1]
-    if n_classes == 1 or logits.size == n_classes or "probabilities" in _told:
+    if n_classes == 1 or logits.size == n_classes:
         return
     most = 1.01 if logits.itemsize == 2 else 1.000001
     total = 0.0
@@ -569,7 +563,7 @@ def bad_target(problem, row, given):
     k = problem.n_classes
     if problem.soft:
         return ValueError(
-            f"{where}: expected probabilities >= 0 in every class, got a negative number or NaN"
+            f"{where}: expected probabilities >= 0 in every class, got a negative number, an infinity or NaN"
         )
     labels = array(given, "targets")
     value = labels[at]

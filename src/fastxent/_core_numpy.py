@@ -880,7 +880,7 @@ def _divergence(logits, teacher, teacher_logits, sample_weight, ignore_index, te
     if teacher is None or teacher_logits:
         given, ignore_index = np.zeros((len(Q), 1), np.int64), None
     _, P, weight, bad = _targets(given, n_classes, Q.dtype, sample_weight, None, 0.0, False, ignore_index)
-    P[~(P >= 0).all(axis=1)] = np.nan
+    P[~_shares(P)] = np.nan
     if family == "entropy":
         loss = _product(Q, rows.ell).sum(axis=1)
         return rows, weight, bad, _divergence_parts(rows, loss, -1, distance, np.ones_like(Q))
@@ -998,7 +998,7 @@ def _targets(
         np.put_along_axis(t, label[:, None], 1, 1)
     else:
         t = _rows(targets).astype(dtype)
-        wrong = ~(t >= 0).all(axis=1)
+        wrong = ~_shares(t)
     if label_smoothing:
         if exclude_target:
             other = label_smoothing / (n_classes - 1) if n_classes > 1 else 0.0
@@ -1008,6 +1008,11 @@ def _targets(
     if class_weight is not None:
         t = t * class_weight.astype(dtype, copy=False)
     return label, t.astype(dtype, copy=False), weight, _first(wrong)
+
+
+def _shares(t):
+    """Rows whose numbers are not negative, infinite or NaN."""
+    return ((t >= 0) & (t < np.inf)).all(axis=1)
 
 
 def _counted(targets, n_classes, ignore_index):

@@ -23,7 +23,7 @@ def careful_kernel(storage, lanes, soft, grad):
     group_sum, seat = team(lanes).sum, team(lanes).seat
     logit, _, sums, share = reader(storage, storage, lanes)
     label_of, target_of = label_reader(storage, soft), target_reader(storage, soft)
-    ZERO, ONE, TWO = real(0), real(1), real(2)
+    ZERO, ONE, TWO, INF = real(0), real(1), real(2), real(math.inf)
 
     def kernel(
         X, G, T, W, CW, BIAS_IN, LOSS_OUT, LSE_OUT, PART, BAD_ROW, DEN,
@@ -71,7 +71,7 @@ def careful_kernel(storage, lanes, soft, grad):
                 q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
                 if flags & CLASS_WEIGHT:
                     q *= CW[k]
-                if SOFT and flags & BAD and not T[at + k * t_step] >= ZERO:
+                if SOFT and flags & BAD and not ZERO <= T[at + k * t_step] < INF:
                     on.raise_to(BAD_ROW, n_rows - row)
                 if q != ZERO:
                     u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)

@@ -81,7 +81,7 @@ def curvature_kernel(storage, real, lanes, soft, mode):
                 u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)
                 p, not_p, away = share(u, top, less, peaks)
                 q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
-                if SOFT and flags & BAD and not T[at + k * t_step] >= 0:
+                if SOFT and flags & BAD and not ZERO <= T[at + k * t_step] < INF:
                     on.raise_to(BAD_ROW, n_rows - row)
                 if flags & CLASS_WEIGHT:
                     q *= number(CW[k])

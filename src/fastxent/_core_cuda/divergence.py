@@ -49,7 +49,7 @@ def teacher_of(real, lanes, teacher):
     """Sums over a teacher's row, and its numbers for a class.
 
     sums(T, at, ...) -> top, less, peaks, log_sum: of logits as `Row.sums`; of weights the largest, the sum of the
-    others, 1 and the surplus of the sum over 1, or NaN where a weight is no number >= 0.
+    others, 1 and the surplus of the sum over 1, or NaN where a weight is no finite number >= 0.
     of(T, at, step, k, y, the sums) -> P, the others' sum, -log P, and what log(Q / P) has of P, less a constant.
     """
     LOGITS, WEIGHTS, LABELS = teacher == "logits", teacher == "weights", teacher == "labels"
@@ -79,7 +79,7 @@ def teacher_of(real, lanes, teacher):
                     peaks += ONE
                 else:
                     less += p
-                if not p >= ZERO:
+                if not ZERO <= p < INF:
                     less = NAN
                     if flags & BAD:
                         on.raise_to(BAD_ROW, place)

@@ -3,6 +3,8 @@
 No floating-point atomics anywhere, and grids that follow from the shape alone: the same bits in every run.
 """
 
+import math
+
 from numba import cuda, float64, int64, uint32
 
 from . import intrinsics as on
@@ -12,6 +14,7 @@ from .teams import BLOCK, FULL, team
 
 __all__ = ["combine_kernel", "label_totals_kernel", "soft_totals_kernel", "weight_totals_kernel"]
 
+ZERO, INF = float64(0), float64(math.inf)
 AT_ONCE = 8  # partial sums that a thread has on their way together: one block waits for all of them
 
 
@@ -23,7 +26,7 @@ def label_totals_kernel():
         T, W, CW, PART, BAD_ROW, n_rows, n_classes, n_inner, t_outer, t_inner, w_outer, w_inner, ignore, flags
     ):
         shared = cuda.shared.array(32, float64)
-        total = float64(0)
+        total = ZERO
         row = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         while row < n_rows:
             outer, inner = split_row(row, n_inner)
@@ -35,11 +38,11 @@ def label_totals_kernel():
                 value = float64(1)
                 if flags & WEIGHT:
                     value = float64(W[outer * w_outer + inner * w_inner])
-                if flags & CLASS_WEIGHT and value != float64(0):
+                if flags & CLASS_WEIGHT and value != ZERO:
                     value *= float64(CW[y]) if inside else float64(CW[0])
                 total += value
             row += int64(cuda.gridDim.x) * cuda.blockDim.x
-        total = group_sum(total, float64(0), shared, uint32(FULL))
+        total = group_sum(total, ZERO, shared, uint32(FULL))
         if cuda.threadIdx.x == 0:
             PART[cuda.blockIdx.x] = total
 
@@ -55,28 +58,28 @@ def soft_totals_kernel():
     ):  # fmt: skip
         shared = cuda.shared.array(32, float64)
         lane = int64(cuda.threadIdx.x) & 31
-        total = float64(0)
+        total = ZERO
         row = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) >> 5
         while row < n_rows:
             outer, inner = split_row(row, n_inner)
-            mass = float64(0)
+            mass = ZERO
             k = lane
             while k < n_classes:
                 t = float64(T[outer * t_outer + inner * t_inner + k * t_step])
-                if flags & BAD and not t >= float64(0):
+                if flags & BAD and not ZERO <= t < INF:
                     on.raise_to(BAD_ROW, n_rows - row)
                 if flags & CLASS_WEIGHT:
                     t *= float64(CW[k])
                 mass += t
                 k += 32
-            mass = lanes_sum(mass, float64(0), shared, uint32(FULL))
+            mass = lanes_sum(mass, ZERO, shared, uint32(FULL))
             value = float64(1)
             if flags & WEIGHT:
                 value = float64(W[outer * w_outer + inner * w_inner])
-            if lane == 0 and value != float64(0):
+            if lane == 0 and value != ZERO:
                 total += mass * value
             row += int64(cuda.gridDim.x) * cuda.blockDim.x >> 5
-        total = group_sum(total, float64(0), shared, uint32(FULL))
+        total = group_sum(total, ZERO, shared, uint32(FULL))
         if cuda.threadIdx.x == 0:
             PART[cuda.blockIdx.x] = total
 
@@ -89,13 +92,13 @@ def weight_totals_kernel():
 
     def kernel(W, PART, n_rows, n_columns, w_row, w_column):
         shared = cuda.shared.array(32, float64)
-        total = float64(0)
+        total = ZERO
         i = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         while i < n_rows * n_columns:
             row, column = split_row(i, n_columns)
             total += float64(W[row * w_row + column * w_column])
             i += int64(cuda.gridDim.x) * cuda.blockDim.x
-        total = group_sum(total, float64(0), shared, uint32(FULL))
+        total = group_sum(total, ZERO, shared, uint32(FULL))
         if cuda.threadIdx.x == 0:
             PART[cuda.blockIdx.x] = total
 
@@ -109,11 +112,11 @@ def combine_kernel(storage):
 
     def kernel(PART, OUT, DEN, n, factor, divide, empty):
         shared = cuda.shared.array(32, float64)
-        total = float64(0)
+        total = ZERO
         i = int64(cuda.threadIdx.x)
         size = int64(cuda.blockDim.x)
         while i + (AT_ONCE - 1) * size < n:
-            some = float64(0)
+            some = ZERO
             for u in range(AT_ONCE):
                 some += PART[i + u * size]
             total += some
@@ -121,10 +124,10 @@ def combine_kernel(storage):
         while i < n:
             total += PART[i]
             i += size
-        total = group_sum(total, float64(0), shared, uint32(FULL)) * factor
+        total = group_sum(total, ZERO, shared, uint32(FULL)) * factor
         if cuda.threadIdx.x == 0:
             if divide:
-                total = total / DEN[0] if DEN[0] != float64(0) else empty
+                total = total / DEN[0] if DEN[0] != ZERO else empty
             OUT[0] = real(total)
 
     return kernel

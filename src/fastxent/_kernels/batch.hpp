@@ -59,7 +59,7 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
             skip |= (uint64_t)1 << r;
             T* const to = a->grad.data ? e[r] : (T*)0;
             limit_loss[r] = limit_row<T>(a, target, i0 + r, MODE >= SOFT ? -1 : y[at + r], weight[r], to, (T*)0, 1, limit_lse + r);
-            if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!(goal[r][k] >= 0) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
+            if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(goal[r][k]) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
           }
       for (ptrdiff_t r = 0; r < N; r++) {
         Parts<T> p;
@@ -67,7 +67,7 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
           const VShift<T> s = {V{} + c[r], V{} + lo[r], UV{} + add[r]}; const V mm = V{} + high[r], last = *(const Loose*)(z[r] + K - N);
           if (a->grad.data) row_part<T, MODE, true>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p);
           else row_part<T, MODE, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p);
-          if (MODE >= SOFT && any_of(p.negative) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
+          if (MODE >= SOFT && any_of(p.odd) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         }
         part[0][r] = p.rest; part[1][r] = p.all;
         if (MODE != LABEL) { part[2][r] = p.far; part[3][r] = p.share; }

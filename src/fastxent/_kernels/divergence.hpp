@@ -24,11 +24,11 @@ FX_INLINE D excess(D P, D s, D X) {
   return P == 0. ? X : size < 0.5 ? near : far;
 }
 
-// Weights in d->p, used as given; lanes that are not set in the answer have a negative one or NaN.
+// Weights in d->p, used as given; lanes that are not set in the answer have one that is no share of a target.
 template <bool ACROSS> static ID weigh(Dist* d, ptrdiff_t S) {
   typedef Lanes<ACROSS> L; D* const l = d->l; const D* const p = d->p; D top = {}, sum = {}, ties = {}; ID wrong = {};
   const D one = D{} + 1., never = D{} - __builtin_inf();
-  for (ptrdiff_t k = 0; k < S; k++) { wrong |= ~(p[k] >= 0.); top = p[k] > top ? p[k] : top; }
+  for (ptrdiff_t k = 0; k < S; k++) { wrong |= ~is_share<double>(p[k]); top = p[k] > top ? p[k] : top; }
   top = L::greatest(top); wrong = L::any(wrong);
   for (ptrdiff_t k = 0; k < S; k++) {
     const ID high = p[k] == top; const D log = log_any(p[k] > 0. ? p[k] : one);

@@ -106,11 +106,11 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       for (ptrdiff_t k = 1; k < K; k++) m = x[k] > m ? x[k] : m;
       unlimited &= (m > -inf) & (m < inf);
       const VShift<T> sh = shift_of_lanes<T>(m);
-      V rests[CH] = {}, nears[CH] = {}, ties = {}, top = {}, ey = {}, zy = {}, Qs[CH] = {}; IV negative = {};
+      V rests[CH] = {}, nears[CH] = {}, ties = {}, top = {}, ey = {}, zy = {}, Qs[CH] = {}; IV odd = {};
       auto column = [&](ptrdiff_t k, int c) __attribute__((always_inline)) {
         const V u = x[k], e = exp_of<T>(u, sh), far = m - u;
         if (MODE == SOFT) {
-          negative |= ~(q[k] >= T(0)); q[k] = q[k] * alpha + beta;
+          odd |= ~is_share<T>(q[k]); q[k] = q[k] * alpha + beta;
           Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
         } else { zy = yv == (I)k ? u : zy; ey = yv == (I)k ? e : ey; }
         if (MODE == SMOOTH) nears[c] += yv == (I)k ? V{} : far;
@@ -156,7 +156,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
         }
       }
       if (MODE == SOFT)
-        for (int i = 0; i < N; i++) if (negative[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
+        for (int i = 0; i < N; i++) if (odd[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
     }
     if (plain)
       for (ptrdiff_t r = 0; r < lanes; r += N) {

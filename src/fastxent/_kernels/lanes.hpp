@@ -89,7 +89,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
       for (ptrdiff_t k = 0; k < K; k++) { const V u = col[k * step]; m = u > m ? u : m; zy = yv == (I)k ? u : zy; }
       unlimited &= (m > -inf) & (m < inf);
       const VShift<T> sh = shift_of_lanes<T>(m);
-      V rest[CH] = {}, all[CH] = {}, As[CH] = {}, Qs[CH] = {}; IV negative = {};
+      V rest[CH] = {}, all[CH] = {}, As[CH] = {}, Qs[CH] = {}; IV odd = {};
       double wide_rest[N], wide_all[N]; ptrdiff_t k = 0;
       for (int i = 0; i < N; i++) wide_rest[i] = wide_all[i] = 0;
       while (k < K) {
@@ -101,7 +101,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
             if (GENERAL) {
               if (soft) {
                 const V tk = goal[(k + c) * step], q = (tk * alpha + beta) * (w ? w[k + c] : T(1)), far = m - u;
-                negative |= ~(tk >= T(0)); Qs[c] += q; As[c] += q * (q != T(0) ? far : V{});
+                odd |= ~is_share<T>(tk); Qs[c] += q; As[c] += q * (q != T(0) ? far : V{});
               } else if (!w || w[k + c] != 0) { As[c] += (yv == (I)(k + c) ? V{} : m - u) * (w ? w[k + c] : T(1)); }
             }
             col[(k + c) * step] = e; rest[c] = add_below<T>(rest[c], e, u, m); all[c] += e;
@@ -112,7 +112,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
           if (GENERAL) {
             if (soft) {
               const V tk = goal[k * step], q = (tk * alpha + beta) * (w ? w[k] : T(1)), far = m - u;
-              negative |= ~(tk >= T(0)); Qs[0] += q; As[0] += q * (q != T(0) ? far : V{});
+              odd |= ~is_share<T>(tk); Qs[0] += q; As[0] += q * (q != T(0) ? far : V{});
             } else if (!w || w[k] != 0) { As[0] += (yv == (I)k ? V{} : m - u) * (w ? w[k] : T(1)); }
           }
           col[k * step] = e; rest[0] = add_below<T>(rest[0], e, u, m); all[0] += e;
@@ -134,7 +134,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
       const V others = rest[0] + (ties - T(1)) * top; V near = {};
       if (soft) {
         near = A;
-        for (int i = 0; i < N; i++) if (negative[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
+        for (int i = 0; i < N; i++) if (odd[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
       } else if (GENERAL) {
         const V own = wv * top_share, far = m - zy;
         Q = own + (T(target.weight_sum) - wv) * beta;

@@ -71,6 +71,9 @@ template <class T> static __attribute__((noinline)) void take_rows(const Softmax
   out->counted += n - skipped;
 }
 
+// Whether t, a number or a vector of them, may be a class's share of a target: not negative, infinite or NaN.
+template <class T, class X> FX_INLINE auto is_share(const X t) -> decltype(t >= t) { return (t >= T(0)) & (t <= T(Num<T>::most)); }
+
 // q_k = w_k (alpha t_k + beta); for a label, q_y = w_y top and q_k = w_k beta
 template <class T> struct Target {
   T alpha, beta, top, zeta, grad_scale, hess_scale; double weight_sum; const T* w;

@@ -45,7 +45,7 @@ template <class T> static void mixtures(const SoftmaxRows* a, ptrdiff_t begin, p
     int64_t y; T weight, lse = 0, loss = 0; Row row;
     take_rows<T>(a, i, 1, &y, &weight, out);
     const char* const goal = a->soft.data ? run_at(a->soft, a->inner, i, 1).at : 0;
-    if (goal) { y = -1; for (ptrdiff_t k = 0; k < K; k++) if (!(*(const T*)(goal + k * a->soft.cls) >= 0) && out->bad < 0) out->bad = i; }
+    if (goal) { y = -1; for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(*(const T*)(goal + k * a->soft.cls)) && out->bad < 0) out->bad = i; }
     if (!read_row<T>(a, i, u, e, &row)) loss = limit_row<T>(a, target, i, y, weight, g, h, 1, &lse);
     else {
       double S = 0, bent = 0, L = 0; lse = T(row.lse);
@@ -81,7 +81,7 @@ template <class T> static void hvp(const SoftmaxRows* a, ptrdiff_t begin, ptrdif
     int64_t y; T weight; Row row;
     take_rows<T>(a, i, 1, &y, &weight, out);
     const char* const goal = a->soft.data ? run_at(a->soft, a->inner, i, 1).at : 0;
-    if (goal) { y = -1; for (ptrdiff_t k = 0; k < K; k++) if (!(*(const T*)(goal + k * a->soft.cls) >= 0) && out->bad < 0) out->bad = i; }
+    if (goal) { y = -1; for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(*(const T*)(goal + k * a->soft.cls)) && out->bad < 0) out->bad = i; }
     const char* const xp = run_at(a->x, a->inner, i, 1).at; char* const to = run_at(a->grad, a->inner, i, 1).at;
     auto x = [&](ptrdiff_t k) { return (double)*(const T*)(xp + k * a->x.cls); };
     if (weight == 0) { for (ptrdiff_t k = 0; k < K; k++) number_to(a->storage, T(0), to + k * a->grad.cls); continue; }
@@ -141,13 +141,13 @@ template <class T> static void softmax(const SoftmaxRows* a, ptrdiff_t begin, pt
 
 // ---- denominators of the reductions, and the check of the targets, without the logits --------------------------------
 
-// The sum of n numbers; false if one of them is negative or NaN.
+// The sum of n numbers; false if one of them is no share of a target.
 template <class T> static bool checked_sum(const T* t, ptrdiff_t n, double* sum) {
   double all = 0; int wrong = 0;
   for (ptrdiff_t k0 = 0; k0 < n; k0 += CHUNK) {
     const ptrdiff_t stop = n - k0 > CHUNK ? k0 + CHUNK : n; T part = 0;
 #pragma omp simd reduction(+ : part) reduction(| : wrong)
-    for (ptrdiff_t k = k0; k < stop; k++) { part += t[k]; wrong |= !(t[k] >= 0); }
+    for (ptrdiff_t k = k0; k < stop; k++) { part += t[k]; wrong |= !is_share<T>(t[k]); }
     all += part;
   }
   *sum = all;
@@ -174,7 +174,7 @@ template <class T> static void totals(const SoftmaxRows* a, ptrdiff_t begin, ptr
         else
           for (ptrdiff_t k0 = 0; k0 < K; k0 += CHUNK) {
             const ptrdiff_t stop = K - k0 > CHUNK ? k0 + CHUNK : K; T part = 0;
-            for (ptrdiff_t k = k0; k < stop; k++) { const T t = *(const T*)(tp + k * cls); part += t * (w ? w[k] : T(1)); right &= t >= 0; }
+            for (ptrdiff_t k = k0; k < stop; k++) { const T t = *(const T*)(tp + k * cls); part += t * (w ? w[k] : T(1)); right &= is_share<T>(t); }
             sum += part;
           }
         if (!right && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;

@@ -2,7 +2,7 @@
 namespace FX_NS { namespace {
 
 // What a row, or a piece of it, adds up lane by lane: e without and with the maximum; q (m - u), q, and where q (m - u) is infinite.
-template <class T> struct Parts { typename Vec<T>::V rest = {}, all = {}, far = {}, share = {}, infinite = {}; typename Vec<T>::IV negative = {}; };
+template <class T> struct Parts { typename Vec<T>::V rest = {}, all = {}, far = {}, share = {}, infinite = {}; typename Vec<T>::IV odd = {}; };
 
 // Lanes of the overlapping last vector of K classes that no vector before it has counted
 template <class T> FX_INLINE typename Vec<T>::IV fresh_lanes(ptrdiff_t K) {
@@ -22,7 +22,7 @@ template <class T, int MODE, bool STORE> FX_INLINE void row_part(
     if (STORE) *(Loose*)(e + at) = x;
     if (MODE != LABEL) {
       V q = V{} + T(1), d = mm - u;
-      if (MODE == SOFT || MODE == SOFT_WEIGHTED) { const V g = *(const Loose*)(goal + at); o.negative |= ~(g >= T(0)); q = g * alpha + beta; }
+      if (MODE == SOFT || MODE == SOFT_WEIGHTED) { const V g = *(const Loose*)(goal + at); o.odd |= ~is_share<T>(g); q = g * alpha + beta; }
       if (MODE == SMOOTH_WEIGHTED || MODE == SOFT_WEIGHTED) q *= *(const Loose*)(w + at);
       if (end) q = fresh ? q : V{};
       if (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) {                  // -inf apart: the label's share may be 0
@@ -47,13 +47,13 @@ template <class T, int MODE, bool STORE> FX_INLINE void row_part(
   o.rest = rest[0]; o.all = all[0];
 }
 
-template <class T> struct RowSums { double rest, all, far, goal, infinite; T top; bool negative; };
+template <class T> struct RowSums { double rest, all, far, goal, infinite; T top; bool odd; };
 
 template <class T, int MODE, bool STORE> FX_INLINE RowSums<T> row_sums(
     const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T m, const typename Vec<T>::V last) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; enum { N = Vec<T>::N };
   const ptrdiff_t body = K / N * N; const Shift<T> s = shift_of(m); const VShift<T> sh = splat(s); const V mm = V{} + m;
-  const IV fresh = fresh_lanes<T>(K); IV negative = {};
+  const IV fresh = fresh_lanes<T>(K); IV odd = {};
   RowSums<T> o = {0, 0, 0, 0, 0, exp_of(m, s), false};
   for (ptrdiff_t j = 0; j < body; j += CHUNK) {
     const bool rest_of_row = body - j <= CHUNK;
@@ -64,9 +64,9 @@ template <class T, int MODE, bool STORE> FX_INLINE RowSums<T> row_sums(
         p.share[i] += p.share[i + h]; p.infinite[i] += p.infinite[i + h];
       }
     o.rest += p.rest[0]; o.all += p.all[0]; o.far += p.far[0]; o.goal += p.share[0]; o.infinite += p.infinite[0];
-    negative |= p.negative;
+    odd |= p.odd;
   }
-  for (int i = 0; i < N; i++) o.negative |= negative[i] != 0;
+  for (int i = 0; i < N; i++) o.odd |= odd[i] != 0;
   return o;
 }
 
@@ -139,11 +139,11 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
       for (int i = 0; i < N; i++) m = m0[i] > m ? m0[i] : m;
       if (__builtin_expect(!(m > -inf && m < inf), 0)) {               // `extra` carries the whole loss of such a row
         extra[r] = limit_row<T>(a, target, i0 + r, MODE >= SOFT ? -1 : label, weight[r], gp ? e : 0, h, 1, high + r);
-        if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!(goal[k] >= 0) && out->bad < 0) out->bad = i0 + r;
+        if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(goal[k]) && out->bad < 0) out->bad = i0 + r;
         weight[r] = 0;
       } else {
         const RowSums<T> s = e ? row_sums<T, MODE, true>(z, e, goal, target, K, m, last) : row_sums<T, MODE, false>(z, e, goal, target, K, m, last);
-        if (MODE >= SOFT && s.negative && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
+        if (MODE >= SOFT && s.odd && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         const double top = s.top, ties = __builtin_rint((s.all - s.rest) / top), rest = s.rest + (ties - 1) * top, sum = rest + top;
         const double wy = target.w && MODE < SOFT ? target.w[label] : 1, q = rest / top;
         double near = 0, Q = wy, mass = wy;                               // mass = q_y

@@ -171,7 +171,7 @@ class DeviceSoftmaxCall(_DeviceCall):
         where = f"targets[{', '.join(map(str, at))}]" if at else "targets"
         if problem.soft:
             return ValueError(
-                f"{where}: expected probabilities >= 0 in every class, got a negative number or NaN"
+                f"{where}: expected probabilities >= 0 in every class, got a negative number, an infinity or NaN"
             )
         return ValueError(f"{where} is not a class: expected 0 <= label < {problem.n_classes}")
 

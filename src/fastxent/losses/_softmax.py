@@ -446,7 +446,8 @@ def softmax_cross_entropy(
     TypeError
         Labels that are not integers; arrays that are not numbers.
     ValueError
-        Shapes that do not fit; a label outside [0, n_classes); negative probabilities; an option outside its range.
+        Shapes that do not fit; a label outside [0, n_classes); negative, infinite or NaN probabilities; an option
+        outside its range.
 
     Examples
     --------
