@@ -442,6 +442,48 @@ TAMPERED = {
     "classes in a matrix": (replace_array("classes_", np.zeros((3, 1))), "classes_ is .*, expected a vector"),
     "no weights": (fitted_value("coefs_", []), "n_layers_ is 4 for 0 coefs_"),
     "features": (fitted_value("n_features_in_", 5), "coefs_"),
+    "no kind of labels": (
+        lambda header, members: header["fitted"].pop("_multilabel"),
+        "no attribute '_multilabel'",
+    ),
+    "another kind of labels": (
+        fitted_value("_multilabel", True),
+        "n_outputs_ is 3 for 3 labels, out_activation_ is 'softmax'",
+    ),
+    "an odd kind of labels": (fitted_value("_multilabel", 1), "_multilabel is 1, expected True or False"),
+    "one output of three": (fitted_value("n_outputs_", 1), "n_outputs_ is 1 for 3 classes"),
+    "an output for each label": (
+        fitted_value("out_activation_", "logistic"),
+        "out_activation_ is 'logistic'",
+    ),
+    "half a layer": (fitted_value("n_layers_", 4.0), r"n_layers_ is 4\.0, expected an integer"),
+    "a truth for a number": (fitted_value("n_features_in_", True), "n_features_in_ is True, expected an int"),
+    "weights in a dict": (fitted_value("coefs_", {"dict": [[0, 1]]}), "coefs_ is dict, expected a list"),
+    "a bias of no axis": (replace_array("intercepts_.0", np.zeros(())), r"coefs_\[0\] is float64 \(4, 4\)"),
+    "classes in another order": (
+        replace_array("classes_", np.array([2, 1, 0])),
+        "different labels in their order",
+    ),
+    "a class twice": (replace_array("classes_", np.array([0, 1, 1])), "expected different labels"),
+    "classes that are not numbers": (
+        replace_array("classes_", np.full(3, np.nan)),
+        "expected different labels",
+    ),
+    "classes of two kinds": (fitted_value("classes_", {"objects": [1, "a", None]}), "not supported between"),
+    "numbers for names": (
+        fitted_value("feature_names_in_", {"objects": [1, 2, 3, 4]}),
+        "an array of strings",
+    ),
+    "a list of names": (fitted_value("feature_names_in_", ["a", "b", "c", "d"]), "an array of strings"),
+    "too few names": (
+        fitted_value("feature_names_in_", {"objects": ["a"]}),
+        r"has shape \(1,\) for 4 features",
+    ),
+    "unknown activation": (
+        parameter("activation", "step"),
+        "The 'activation' parameter of MLPClassifier must be",
+    ),
+    "no thread": (parameter("num_threads", 0), "The 'num_threads' parameter of MLPClassifier must be"),
     "text for weights": (fitted_value("coefs_", ["a", "b", "c"]), r"coefs_\[0\] is str"),
     "method overwritten": (fitted_value("predict", 1), "no name of a fitted attribute: 'predict'"),
     "private attribute": (fitted_value("__class__", 1), "no name of a fitted attribute: '__class__'"),
@@ -473,6 +515,7 @@ def test_tampering_with_agreeing_checksums(case, saved):
             r"coef_ is float64 \(3, 5\), expected float32 or float64 of shape \(3, 4\)",
         ),
         ("intercept_", np.zeros(2), r"intercept_ is float64 \(2,\)"),
+        ("classes_", np.array([1.0]), "expected a vector of 2 or more labels"),
         ("temperature_", None, "temperature_ is -1.0, expected a positive number"),
     ],
 )
@@ -483,6 +526,112 @@ def test_other_estimators_are_checked_too(name, array, words, tmp_path):
     rewritten(path, fitted_value(name, -1.0) if array is None else replace_array(name, array))
     with pytest.raises(ValueError, match=words):
         fx.load(path)
+
+
+CODES = [
+    *(
+        None,
+        True,
+        -1,
+        1,
+        7,
+        10**40,
+        0.5,
+        {"float": "nan"},
+        {"float": "inf"},
+        "x",
+        [],
+        [1, 2, 3],
+        [[]],
+        ["a", "b"],
+    ),
+    *(
+        {"tuple": [1]},
+        {"dict": [["a", 1]]},
+        {"dataclass": ["FocalLoss", {"dict": []}]},
+        {"objects": ["a", "b"]},
+    ),
+    *({"objects": [1, "a", None]}, {"strings": ["a", "b"]}, {"array": "matrix"}, {"array": "empty"}),
+    *({"scalar": "number"}, {"array": "complex"}, {"array": "dates"}, {"array": "truths"}),
+    {"csr_array": [{"array": "line"}, {"array": "order"}, {"array": "ends"}, [1, 3]]},
+]
+ARRAYS = {
+    "matrix": np.ones((2, 2)),
+    "empty": np.zeros(0),
+    "number": np.array(3.0),
+    "complex": np.ones(3, complex),
+    "dates": np.zeros(3, "M8[D]"),
+    "truths": np.array([True, False]),
+    "line": np.ones(3),
+    "order": np.arange(3),
+    "ends": np.array([0, 3]),
+}
+
+
+def forgeries(header):
+    """Every fitted attribute, its parts too where it is a list, left out or replaced; parameters by fewer codes."""
+    for name in header["params"]:
+        yield from (("params", name, None, code) for code in (..., None, "x", 10**40, {"array": "matrix"}))
+    for name, code in header["fitted"].items():
+        for at in (None, *range(len(code) if isinstance(code, list) else 0)):
+            yield from (("fitted", name, at, code) for code in (..., *CODES))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "logistic",
+        "temperature",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sparse", "mlp", "labels")),
+    ],
+)
+def test_every_forged_attribute_is_refused_or_harmless(kind, tmp_path):
+    """What `load` lets through predicts; nothing but a ValueError comes from `load`."""
+    model = estimators().get(kind)
+    if kind == "sparse":
+        model = estimators(Y > 0)["logistic"].sparsify()
+    elif kind == "labels":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = fx.MLPClassifier((3,), max_iter=2, random_state=0).fit(X, np.eye(3, dtype=int)[Y])
+    path, shown = tmp_path / "model.npz", X[:5, : model.n_features_in_]
+    model.save(path)
+    members = members_of(path)
+    jobs = list(forgeries(json.loads(members["header.json"])))
+    refused = 0
+    for part, name, at, code in jobs:
+
+        def change(header, members, part=part, name=name, at=at, code=code):
+            parent, key = (header[part], name) if at is None else (header[part][name], at)
+            if code is ...:
+                del parent[key]
+            else:
+                parent[key] = code
+            for array, values in ARRAYS.items():
+                if array in str(code):
+                    replace_array(array, values)(header, members)
+
+        written(path, members)
+        rewritten(path, change)
+        try:
+            again = fx.load(path)
+        except ValueError:
+            refused += 1
+            continue
+        for method in ("predict", "predict_proba", "predict_log_proba", "decision_function", "transform"):
+            if hasattr(model, method):
+                assert len(getattr(again, method)(shown)) == len(shown), (part, name, at, code)
+    assert refused >= 0.3 * len(jobs)
+
+
+def test_parameters_that_fit_refuses_are_not_saved(tmp_path):
+    """`load` would refuse them; before a fit they are nobody's business but `fit`'s."""
+    model = estimators()["logistic"].set_params(C=-1.0)
+    with pytest.raises(ValueError, match="The 'C' parameter of LogisticRegression must be"):
+        model.save(tmp_path / "model.npz")
+    assert not os.listdir(tmp_path)
+    fx.LogisticRegression(C=-1.0).save(tmp_path / "model.npz")
+    assert fx.load(tmp_path / "model.npz").C == -1
 
 
 # --------------------------------------------------------------------------------------------------- atomic writes

@@ -64,13 +64,23 @@ class SaveMixin:
         ------
         TypeError
             A parameter or attribute that JSON and arrays cannot hold, such as a loss of your own; a subclass.
+        ValueError
+            A parameter that `fit` would refuse, set after it: `fastxent.load` refuses such a file.
         OSError
             The file cannot be written.
         """
         if SaveMixin not in type(self).__bases__:
             raise TypeError(f"save: {type(self).__name__} is a class of its own, which a file cannot rebuild")
         fitted = {name: value for name, value in vars(self).items() if is_fitted(name, type(self))}
+        if fitted:
+            check_parameters(self)
         write(path, type(self).__name__, self.get_params(deep=False), fitted)
+
+
+def check_parameters(model):
+    """Refuse parameters of a fitted model that its `fit` refuses: predictions and `partial_fit` read some unchecked."""
+    if hasattr(model, "_parameter_constraints"):
+        model._validate_params()
 
 
 def is_fitted(name, kind):

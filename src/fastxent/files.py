@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from itertools import pairwise
+from numbers import Integral
 
 import numpy as np
 from scipy import sparse
@@ -67,6 +68,7 @@ def load(path):
         model = kind(**params)
         vars(model).update(fitted)
         if fitted:
+            _files.check_parameters(model)
             check(model)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not valid: {error}") from error
@@ -74,13 +76,16 @@ def load(path):
 
 
 def _check_logistic(model):
-    n_classes = _check_classes(model)
-    outputs = 1 if n_classes == 2 else n_classes
-    _check_weights(model.coef_, "coef_", (outputs, model.n_features_in_))
+    n_classes = _check_classes(model, 2)
+    outputs, n_features = 1 if n_classes == 2 else n_classes, _whole(model, "n_features_in_")
+    if sparse.issparse(model.coef_):
+        _check_weights(model.coef_, "coef_", (outputs, n_features), type(model.coef_))
+    else:
+        _check_weights(model.coef_, "coef_", (outputs, n_features))
     _check_weights(model.intercept_, "intercept_", (outputs,))
     _check_names(model)
     if getattr(model, "_past", None) is not None:
-        _check_past(model._past, outputs * model.n_features_in_ + outputs * bool(model.fit_intercept))
+        _check_past(model._past, outputs * n_features + outputs * bool(model.fit_intercept))
 
 
 def _check_past(past, size):
@@ -92,25 +97,35 @@ def _check_past(past, size):
         ("curvature", curvature, [(size,), (size, size)]),
     ):
         if type(array) is not np.ndarray or array.dtype != np.float64 or array.shape not in shapes:
-            found = f"{array.dtype} {array.shape}" if type(array) is np.ndarray else type(array).__name__
-            raise ValueError(f"_past: the {name} is {found}, expected float64 of shape {shapes[-1]}")
+            raise ValueError(f"_past: the {name} is {_found(array)}, expected float64 of shape {shapes[-1]}")
     if not (isinstance(mass, float) and 0 < mass < np.inf):
         raise ValueError(f"_past: the mass is {mass!r}, expected a positive number")
 
 
 def _check_mlp(model):
-    n_classes = _check_classes(model)
-    if model.out_activation_ not in ("softmax", "logistic"):
-        raise ValueError(f"out_activation_ is {model.out_activation_!r}")
-    outputs = (n_classes,) if model.out_activation_ == "softmax" or n_classes != 2 else (1, 2)
-    if model.n_outputs_ not in outputs:
-        raise ValueError(f"n_outputs_ is {model.n_outputs_!r} for {n_classes} classes")
-    if not len(model.coefs_) == len(model.intercepts_) == model.n_layers_ - 1:
+    n_classes, multilabel = _check_classes(model, 1), model._multilabel
+    if type(multilabel) is not bool:
+        raise ValueError(f"_multilabel is {multilabel!r}, expected True or False")
+    if multilabel and not np.array_equal(model.classes_, np.arange(n_classes)):
+        raise ValueError(f"classes_ is {model.classes_!r}, expected the numbers of {n_classes} labels")
+    outputs, activation = _whole(model, "n_outputs_"), model.out_activation_
+    known = ["logistic"] if multilabel else ["softmax"]
+    if n_classes == 2 and outputs == 1:
+        known = [] if multilabel else ["logistic"]
+    elif outputs != n_classes:
+        known = []
+    if not (isinstance(activation, str) and activation in known):
+        kind = "labels" if multilabel else "classes"
+        raise ValueError(f"n_outputs_ is {outputs} for {n_classes} {kind}, out_activation_ is {activation!r}")
+    for name in ("coefs_", "intercepts_"):
+        if type(getattr(model, name)) is not list:
+            raise ValueError(f"{name} is {_found(getattr(model, name))}, expected a list of arrays")
+    if not len(model.coefs_) == len(model.intercepts_) == _whole(model, "n_layers_") - 1 > 0:
         raise ValueError(
             f"n_layers_ is {model.n_layers_!r} for {len(model.coefs_)} coefs_ and {len(model.intercepts_)} intercepts_"
         )
-    hidden = [len(intercept) for intercept in model.intercepts_[:-1]]
-    units = [model.n_features_in_, *hidden, model.n_outputs_]
+    hidden = [np.size(intercept) for intercept in model.intercepts_[:-1]]
+    units = [_whole(model, "n_features_in_"), *hidden, outputs]
     for layer, shape in enumerate(pairwise(units)):
         _check_weights(model.coefs_[layer], f"coefs_[{layer}]", shape)
         _check_weights(model.intercepts_[layer], f"intercepts_[{layer}]", shape[1:])
@@ -118,31 +133,50 @@ def _check_mlp(model):
 
 
 def _check_temperature(model):
-    n_classes = _check_classes(model)
-    if model.n_features_in_ not in ((1, 2) if n_classes == 2 else (n_classes,)):
+    n_classes = _check_classes(model, 2, ordered=False)
+    if _whole(model, "n_features_in_") not in ((1, 2) if n_classes == 2 else (n_classes,)):
         raise ValueError(f"n_features_in_ is {model.n_features_in_!r} for {n_classes} classes")
     if not (isinstance(model.temperature_, float) and 0 < model.temperature_ < np.inf):
         raise ValueError(f"temperature_ is {model.temperature_!r}, expected a positive number")
 
 
-def _check_classes(model):
+def _check_classes(model, least, *, ordered=True):
+    """How many classes there are; predictions take them by number, training looks them up in their order."""
     classes = model.classes_
-    if type(classes) is not np.ndarray or classes.ndim != 1 or len(classes) == 0:
-        raise ValueError(f"classes_ is {classes!r}, expected a vector of labels")
+    if type(classes) is not np.ndarray or classes.ndim != 1 or len(classes) < least:
+        raise ValueError(f"classes_ is {classes!r}, expected a vector of {least} or more labels")
+    found = np.unique(classes)
+    if len(found) != len(classes) or (ordered and not np.array_equal(found, classes)):
+        raise ValueError(f"classes_ is {classes!r}, expected different labels{' in their order' * ordered}")
     return len(classes)
 
 
-def _check_weights(weights, name, shape):
-    known = type(weights) is np.ndarray or sparse.issparse(weights)
-    if not known or weights.shape != shape or weights.dtype not in (np.float32, np.float64):
-        found = f"{weights.dtype} {weights.shape}" if known else type(weights).__name__
-        raise ValueError(f"{name} is {found}, expected float32 or float64 of shape {shape}")
+def _check_weights(weights, name, shape, kind=np.ndarray):
+    if type(weights) is not kind or weights.shape != shape or weights.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{name} is {_found(weights)}, expected float32 or float64 of shape {shape}")
 
 
 def _check_names(model):
     names = getattr(model, "feature_names_in_", None)
-    if names is not None and np.shape(names) != (model.n_features_in_,):
+    if names is None:
+        return
+    if np.shape(names) != (model.n_features_in_,):
         raise ValueError(f"feature_names_in_ has shape {np.shape(names)} for {model.n_features_in_} features")
+    if type(names) is not np.ndarray or not all(isinstance(name, str) for name in names.tolist()):
+        raise ValueError(f"feature_names_in_ is {names!r}, expected an array of strings")
+
+
+def _whole(model, name):
+    """A fitted attribute that counts something."""
+    value = getattr(model, name)
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is {value!r}, expected an integer")
+    return value
+
+
+def _found(value):
+    known = type(value) is np.ndarray or sparse.issparse(value)
+    return f"{value.dtype} {value.shape}" if known else type(value).__name__
 
 
 _KINDS = {

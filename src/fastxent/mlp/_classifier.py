@@ -446,7 +446,7 @@ class MLPClassifier(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseEstima
     def _blas_threads(self):
         if self.num_threads is None:
             return nullcontext()
-        return threadpool_limits(self.num_threads, user_api="blas")
+        return threadpool_limits(thread_count(self.num_threads), user_api="blas")
 
     def _hidden_units(self):
         hidden = self.hidden_layer_sizes
