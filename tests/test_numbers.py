@@ -146,6 +146,54 @@ LOG_LOSS = [
     ([1, 0, 2], [[0.2, 0.7, 0.1], [0.6, 0.2, 0.2], [0.6, 0.1, 0.3]], 0.6904911),
     ([0, 1, 1, 0], [[0.3, 0.7], [0.6, 0.4], [0.4, 0.6], [0.7, 0.3]], 0.7469410),
 ]
+# From scipy/special/tests/test_logsumexp.py (SciPy, BSD-3-Clause): logits and their softmax, the most probable last.
+SOFTMAX = [
+    ([0, 1, 2, 3], [0.03205860328008499, 0.08714431874203256, 0.23688281808991013, 0.6439142598879722]),
+    (
+        [100, 101, 102, 103],
+        [0.03205860328008499, 0.08714431874203256, 0.23688281808991013, 0.6439142598879722],
+    ),
+    (
+        [-25, 0, 25, 50],
+        [2.678636961770877e-33, 1.9287498479371314e-22, 1.3887943864771144e-11, 0.999999999986112],
+    ),
+    ([1, 325, 749, 750], [0.0, 1.9444526359919372e-185, 0.2689414213699951, 0.7310585786300048]),
+]
+# From scipy/special/tests/test_basic.py (SciPy, BSD-3-Clause): x, y and x log(x / y).
+REL_ENTR = [
+    (0.9456657713430001, 0.9456657713430094, -9.325873406851269e-15),
+    (0.48066098564791515, 0.48066098564794774, -3.258504577274724e-14),
+    (0.786048657854401, 0.7860486578542367, 1.6431300764454033e-13),
+    (4.0, 2.22e-308, 2839.139983229607),
+]
+# From scipy/stats/tests/test_entropy.py (SciPy, BSD-3-Clause): numbers, others or None, entropy or divergence from them
+# once both are scaled to sum to 1.
+ENTROPY = [
+    ([0, 1, 2], None, 0.63651416829481278),
+    ([0.3, 0.5], None, 0.66156324),
+    ([0.1, 0.6, 0.3], [0.2, 0.3, 0.5], 0.1933259),
+    ([0.2, 0.3, 0.5], [0.1, 0.6, 0.3], 0.18609809),
+    ([0.0, 0.6, 0.3], [0.0, 0.3, 0.5], 0.17403988),
+    ([0.1, 0.6, 0.3], [0.0, 0.3, 0.5], np.inf),
+    ([0.1, 0.2], [0.2, 0.1], 0.23104906),
+    ([0.3, 0.5], [0.5, 0.3], 0.12770641),
+]
+# From scipy/spatial/tests/test_distance.py (SciPy, BSD-3-Clause): numbers, others, root of their Jensen-Shannon
+# divergence once both are scaled to sum to 1.
+JENSEN_SHANNON = [
+    ([1, 0], [0.5, 0.5], 0.46450140402245893),
+    ([1, 2], [0.5, 1.5], 0.0649045),
+    ([1, 2, 3, 4], [13, 14, 15, 16], 0.1402339),
+    ([5, 6, 7, 8], [17, 18, 19, 20], 0.0399106),
+    ([9, 10, 11, 12], [21, 22, 23, 24], 0.0201815),
+    ([1, 5, 9], [13, 17, 21], 0.1954288),
+]
+# From test/cpp/api/functional.cpp (PyTorch, BSD-3-Clause): logits, targets, label smoothing, mean cross-entropy.
+CROSS_ENTROPY = [
+    ([[3.0, 3.0], [2.0, 2.0]], [0, 1], 0.0, 0.6931),
+    ([[3.0, 1.0], [1.0, 2.0]], [0, 1], 0.15, 0.3326),
+    ([[3.0, 1.0], [1.0, 2.0]], [[0.8, 0.2], [0.1, 0.9]], 0.2, 0.5701),
+]
 
 
 @pytest.mark.parametrize(("logits", "expected"), LOG_SOFTMAX)
@@ -173,3 +221,41 @@ def test_scikit_learns_log_loss(backend, labels, probabilities, expected):
     assert_allclose(
         fx.softmax_cross_entropy(np.log(probabilities), labels, backend=backend), expected, rtol=1e-7
     )
+
+
+@pytest.mark.parametrize(("logits", "expected"), SOFTMAX)
+def test_scipys_softmax(backend, logits, expected):
+    """The gradient is the softmax where the label is another class."""
+    for label in (0, 3):
+        grad = fx.softmax_cross_entropy_with_grad(np.array(logits, float), label, backend=backend)[1]
+        others = np.arange(4) != label
+        assert_allclose(grad[others], np.array(expected)[others], rtol=1e-13)
+    assert_allclose(grad[3], expected[3] - 1, rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.parametrize(("x", "y", "expected"), REL_ENTR)
+def test_scipys_rel_entr(x, y, expected):
+    assert_allclose(fx.information.kl_divergence([x], [y]), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("p", "q", "expected"), ENTROPY)
+def test_scipys_entropy(p, q, expected):
+    p, q = (None if each is None else np.array(each) / np.sum(each) for each in (p, q))
+    found = fx.information.entropy(p) if q is None else fx.information.kl_divergence(p, q)
+    assert_allclose(found, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize(("p", "q", "expected"), JENSEN_SHANNON)
+def test_scipys_jensen_shannon(backend, p, q, expected):
+    """Of distributions, and as a loss of one's logits against the other."""
+    p, q = (np.array(each, float) / np.sum(each) for each in (p, q))
+    assert_allclose(np.sqrt(fx.information.js_divergence(p, q)), expected, atol=6e-8)
+    loss = fx.JensenShannonLoss().loss(np.log(q), p, backend=backend)
+    assert_allclose(np.sqrt(loss), expected, atol=6e-8)
+
+
+@pytest.mark.parametrize(("logits", "targets", "label_smoothing", "expected"), CROSS_ENTROPY)
+def test_pytorchs_cross_entropy(backend, dtype, logits, targets, label_smoothing, expected):
+    z = np.array(logits, dtype)
+    loss = fx.softmax_cross_entropy(z, targets, label_smoothing=label_smoothing, backend=backend)
+    assert_allclose(loss, expected, atol=6e-5)
