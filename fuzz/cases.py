@@ -487,6 +487,8 @@ def _methods(case, loss, z, y, shape, rows):
     c = case.choices
     weight, how = case.weights(rows), _how(case)
     case.specified = _specified(y, how)
+    if isinstance(loss, (fx.DiceLoss, fx.TverskyLoss)) and weight is not None and not how["check"]:
+        case.specified &= not (np.asarray(weight) < 0).any()  # sums around 0 in the denominator
     reduction = how.pop("reduction")
     given = (weight, reduction)
     method = c.below(5)
