@@ -392,3 +392,16 @@ def test_bad_arrays(loss, z, t, weight, message):
 def test_a_softmax_of_one_number_has_no_classes(loss, backend):
     with pytest.raises(ValueError, match="logits: expected an axis of classes"):
         loss(activation="softmax").loss(1.0, True, backend=backend)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
+@pytest.mark.parametrize("shape", [(5, 9, 1, 0), (5, 0, 3), (5, 0)])
+def test_empty_axes(backend, dtype, activation, shape):
+    """Regions of no elements, and no regions: as any others, on every backend."""
+    z, t = np.zeros(shape, dtype), np.zeros(shape, dtype)
+    for axis in (None, (-1, 0), -1):
+        each = fx.DiceLoss(activation=activation, class_axis=0, axis=axis)
+        loss, grad = each.loss_grad(z, t, reduction="sum", backend=backend)
+        assert loss == 0
+        assert grad.shape == shape
+        assert each.loss(z, t, np.ones(shape[1:]) if activation == "softmax" else None, backend=backend) == 0

@@ -656,7 +656,7 @@ def _probabilities(values, activation):
         big = 1 / (1 + e)
         small = e * big
         return np.where(z > 0, big, small), np.where(z > 0, small, big), None
-    rows = _softmax(z.reshape(-1, *z.shape[2:]), None, 1.0)
+    rows = _softmax(z.reshape(z.shape[0] * z.shape[1], *z.shape[2:]), None, 1.0)
     shape = (*z.shape[:2], z.shape[3], z.shape[2])
     return *(np.moveaxis(a.reshape(shape), 3, 2) for a in (rows.p, rows.one_minus_p)), rows
 
