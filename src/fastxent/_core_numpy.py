@@ -97,7 +97,7 @@ def softmax_rows(
         loss = _product(q, member.f).sum(axis=1)
     coefficient = total
     if z_loss:
-        loss += z_loss * lse * lse
+        loss = np.where(np.isposinf(lse), lse, loss + z_loss * lse * lse)  # the square outgrows all others
         coefficient = total + 2 * z_loss * lse
     loss *= weight
     dead = weight == 0
