@@ -23,6 +23,7 @@ from fastxent._core cimport (
     BlockOut, Elements, ElementsOut, Matrix, Panel, SoftmaxRows, Table, Tall, elements_fn, kernels, over_blocks, panel_scratch,
     rows_fn, rows_per_block, scratch_of, set_labels, tall_fn, tall_most, tall_width, team_size,
 )
+from fastxent._crew cimport Crew, seconds_now
 
 __all__ = ["linear_pass", "panel_pass"]
 
@@ -366,16 +367,6 @@ def linear_pass(
 
 
 # --------------------------------------------------------------------------------------------------------- large W
-
-cdef extern from "crew.hpp" namespace "fx" nogil:
-    double seconds_now()
-    ctypedef void (*item_fn)(void*, Py_ssize_t, int) noexcept nogil
-    cdef cppclass Crew:
-        Crew(item_fn, void*) except +
-        void all(Py_ssize_t)
-        void end()
-        bint over()
-        void help(int)
 
 cdef enum Phase: GATHER, LOGITS, ROWS, GRADS, SUM
 

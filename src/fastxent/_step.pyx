@@ -20,18 +20,9 @@ from fastxent._core cimport (
     NET_PACK, NET_ROWS, NORM, RELU, SGD, SPARSE_GRADIENT, UPDATE, BlockOut, Elements, ElementsOut, NetLayer, Network, Rule,
     SoftmaxRows, elements_fn, kernels, over_blocks, piece_fn, rows_fn, scratch_of, team_size,
 )
+from fastxent._crew cimport Crew, seconds_now
 
 import numpy as np
-
-cdef extern from "crew.hpp" namespace "fx" nogil:
-    double seconds_now()
-    ctypedef void (*item_fn)(void*, Py_ssize_t, int) noexcept nogil
-    cdef cppclass Crew:
-        Crew(item_fn, void*) except +
-        void all(Py_ssize_t)
-        void end()
-        bint over()
-        void help(int)
 
 __all__ = ["Step"]
 

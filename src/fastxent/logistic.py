@@ -76,8 +76,9 @@ class LogisticRegression(CallbackSupportMixin, SaveMixin, ClassifierMixin, BaseE
         Without effect: nothing here is random.
     solver : str, default="auto"
         "auto" takes Newton's method with a Cholesky factor where features times outputs are few, else
-        preconditioned L-BFGS; with absolute values, their proximal and orthant-wise kin.  "lbfgs", "newton-cg" and "newton-cholesky" name one; "sag" and "saga" solve
-        the same problem as "auto", "liblinear" that of LIBLINEAR (two classes, penalized intercept).
+        preconditioned L-BFGS; with absolute values (`l1_ratio` > 0), a proximal Newton method and OWL-QN.
+        "lbfgs", "newton-cg" and "newton-cholesky" name one; "sag" and "saga" solve the same problem as "auto",
+        "liblinear" that of LIBLINEAR (two classes, penalized intercept).
     max_iter : int, default=100
     verbose : int, default=0
         1 prints the outcome and, on a terminal, shows a bar; 2 prints every iteration.

@@ -55,20 +55,16 @@ template <class T, int K> FX_INLINE void rows_of(typename Vec<T>::V* x, ptrdiff_
   }
 }
 
-// The greatest of K exponentials, and the sum of the others; NaN stays in the sum.
+// The greatest of two or three exponentials, and the sum of the others; NaN stays in the sum.  The same bits as in any order.
 template <int K, class V> FX_INLINE void top_and_others(const V* e, V* top, V* others) {
   const auto second = e[0] < e[1]; V high = second ? e[1] : e[0]; *others = second ? e[0] : e[1];
   if constexpr (K == 3) { const auto third = high < e[2]; *others += third ? high : e[2]; high = third ? e[2] : high; }
-  if constexpr (K == 4) {
-    const auto fourth = e[2] < e[3]; const V rival = fourth ? e[3] : e[2]; const auto right = high < rival;
-    *others += fourth ? e[2] : e[3]; *others += right ? high : rival; high = right ? rival : high;
-  }
   *top = high;
 }
 // KNOWN: the number of classes, or 0
 template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char*, BlockOut* out) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Num<T>::I I;
-  constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, COLUMNS = KNOWN ? N : (int)MOST_COLUMNS, SORTED = KNOWN >= 2 && KNOWN <= 4, PAD = MODE == SOFT ? N * COLUMNS + N : 1;
+  constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, COLUMNS = KNOWN ? N : (int)MOST_COLUMNS, SORTED = KNOWN == 2 || KNOWN == 3, PAD = MODE == SOFT ? N * COLUMNS + N : 1;
   const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = KNOWN || FEW_ROWS * K <= FEW_NUMBERS ? FEW_ROWS : FEW_NUMBERS / K / N * N;
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
   alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], ratio[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD], wide_z[FEW_NUMBERS + N];
