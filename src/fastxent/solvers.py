@@ -221,7 +221,7 @@ def proximal_newton(
     >>> import numpy as np
     >>> a, A = np.array([3.0, 0.5]), np.eye(2)
     >>> out = proximal_newton(lambda x: (float((x - a) @ (x - a)) / 2, x - a), lambda x: A, np.ones(2), np.zeros(2))
-    >>> out.status, out.n_iter, out.x.tolist()
+    >>> out.status, out.n_iter, out.x.round(9).tolist()
     ('converged', 1, [2.0, 0.0])
     """
     run = _ProximalRun(value_and_grad, l1, x0, tol, max_iter, precision, callback)
