@@ -56,9 +56,11 @@ sanitized: .venv/built
 # An interpreter that was built without them needs their libraries first, to use that build.
 SANITIZERS = $$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)
 
+# test_equilibrium is about the last bit of a sum, which is another without optimization.
 asan: sanitized
 	cd build/asan && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=src \
-	  ../../$(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) --dist worksteal -m "not slow" $(ASAN_TESTS)
+	  ../../$(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) --dist worksteal -m "not slow" $(ASAN_TESTS) \
+	  --deselect tests/test_gan.py::test_equilibrium
 
 # libFuzzer as a library of its own, before the sanitizers: their empty hooks for coverage would hide its own.
 # What a target finds ends up in build/asan/found; what reaches new lines in build/asan/reached, for the next run.

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -73,6 +74,17 @@ def pytest_collection_modifyitems(config, items):
 def backend(request):
     """Name of a layer-0 backend; every test that takes it runs on each."""
     return request.param
+
+
+@pytest.fixture(params=["cupy", "torch"])
+def put(request, monkeypatch):
+    """Moves an array to a device that stands for CUDA's, in memory, as CuPy's or PyTorch's."""
+    import cuda_twin
+
+    if request.param == "torch":
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+    cuda_twin.install(monkeypatch)
+    return cuda_twin.put if request.param == "cupy" else lambda x: torch.from_numpy(np.array(x))
 
 
 @pytest.fixture(scope="session", params=["float32", "float64"])

@@ -475,6 +475,17 @@ class TorchInMemory(_device.Torch):
         return 0
 
 
+def refuse_copies(monkeypatch):
+    """From now on whatever a tensor's call would copy from memory to the device fails the test."""
+    given = TorchInMemory.given
+
+    def strict(self, x, name, dtype):
+        assert isinstance(x, sys.modules["torch"].Tensor), name
+        return given(self, x, name, dtype)
+
+    monkeypatch.setattr(TorchInMemory, "given", strict)
+
+
 def install(monkeypatch):
     """Put the twin in the place of the CUDA backend and of CuPy; returns the module that stands for CuPy."""
     launch = types.ModuleType("fastxent._core_cuda.launch")

@@ -11,17 +11,6 @@ from fastxent import _device
 from fastxent.boosting import lightgbm_metric, lightgbm_objective, xgboost_metric, xgboost_objective
 
 
-@pytest.fixture(params=["cupy", "torch"])
-def put(request, monkeypatch):
-    """To the device."""
-    if request.param == "torch":
-        torch = pytest.importorskip("torch", reason="torch is not installed")
-        cuda_twin.install(monkeypatch)
-        return lambda x: torch.from_numpy(np.array(x))
-    cuda_twin.install(monkeypatch)
-    return cuda_twin.put
-
-
 class Data:
     """What the objectives ask of a DMatrix."""
 

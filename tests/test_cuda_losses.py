@@ -10,18 +10,6 @@ import fastxent as fx
 from fastxent import _backend, _device
 from fastxent.losses import DiceLoss, TverskyLoss
 
-
-@pytest.fixture(params=["cupy", "torch"])
-def put(request, monkeypatch):
-    """To the device."""
-    if request.param == "torch":
-        torch = pytest.importorskip("torch", reason="torch is not installed")
-        cuda_twin.install(monkeypatch)
-        return lambda x: torch.from_numpy(np.array(x))
-    cuda_twin.install(monkeypatch)
-    return cuda_twin.put
-
-
 get = cuda_twin.get
 IMAGES = (2, 4, 3, 5)
 
@@ -184,13 +172,7 @@ def test_a_number_for_all_classes_is_filled_in_on_the_device(monkeypatch):
     """A copy from memory would be waited for."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     cuda_twin.install(monkeypatch)
-    given = cuda_twin.TorchInMemory.given
-
-    def strict(self, x, name, dtype):
-        assert isinstance(x, torch.Tensor), name
-        return given(self, x, name, dtype)
-
-    monkeypatch.setattr(cuda_twin.TorchInMemory, "given", strict)
+    cuda_twin.refuse_copies(monkeypatch)
     z, y = torch.randn(5, 4), torch.randint(0, 4, (5,))
     assert fx.FocalLoss(alpha=0.25).loss(z, y, check=False) > 0
 

@@ -165,13 +165,7 @@ def test_modules_of_losses_take_tensors_of_a_device(monkeypatch, dtype, reductio
 def test_upstream_numbers_are_not_copied_from_memory(monkeypatch):
     """A copy from memory waits for the device, and cannot be recorded in a graph."""
     cuda_twin.install(monkeypatch)
-    given = cuda_twin.TorchInMemory.given
-
-    def strict(self, x, name, dtype):
-        assert isinstance(x, torch.Tensor), name
-        return given(self, x, name, dtype)
-
-    monkeypatch.setattr(cuda_twin.TorchInMemory, "given", strict)
+    cuda_twin.refuse_copies(monkeypatch)
     z, y = torch.randn(6, 5), torch.randint(0, 5, (6,))
     for reduction in ("mean", "sum"):
         rows = _on_device.rows(z, y, None, reduction, -100, 0.0)

@@ -87,8 +87,7 @@ def test_equilibrium(backend):
         y = np.repeat([1, 0], [n_real, n_fake])
         loss = fx.GANDiscriminatorLoss().loss(np.zeros(n_real + n_fake), y, backend=backend)
         assert loss == pytest.approx(1.3862943611198906, rel=1e-15)
-    two = fx.GANDiscriminatorLoss().loss(np.zeros(2), [1, 0], backend=backend)
-    np.testing.assert_array_max_ulp(two, 1.3862943611198906, maxulp=1)  # without optimization the next number
+    assert fx.GANDiscriminatorLoss().loss(np.zeros(2), [1, 0], backend=backend) == 1.3862943611198906
     assert fx.GANGeneratorLoss().loss(np.zeros(3), None, backend=backend) == pytest.approx(
         0.6931471805599453, rel=1e-15
     )

@@ -31,7 +31,7 @@ def seed():
     torch.manual_seed(0)
 
 
-def close(ours, theirs, dtype):
+def assert_near(ours, theirs, dtype):
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
     torch.testing.assert_close(ours, theirs, **TOLERANCE[dtype], equal_nan=True)
@@ -42,7 +42,7 @@ def leaves(*tensors):
     return [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
 
 
-def compare(ours, theirs, tensors, dtype, **options):
+def assert_alike(ours, theirs, tensors, dtype, **options):
     """The same loss and the same gradients of all tensors from both functions, for a random upstream gradient."""
     results = []
     upstream = None
@@ -54,7 +54,7 @@ def compare(ours, theirs, tensors, dtype, **options):
         wanted = [t for t in inputs if t is not None]
         results.append((loss.detach(), *torch.autograd.grad(loss, wanted, upstream)))
     for a, b in zip(*results, strict=True):
-        close(a, b, dtype)
+        assert_near(a, b, dtype)
     return results[0]
 
 
@@ -89,7 +89,7 @@ def test_labels(shape, dtype):
             lambda z, f=f, target=target, weight=weight, options=options: f(z, target, weight, **options)
             for f in (ft.cross_entropy, F.cross_entropy)
         ]
-        loss, grad = compare(*both, (input,), dtype)
+        loss, grad = assert_alike(*both, (input,), dtype)
         assert loss.shape == (target.shape if reduction == "none" else ())
         assert grad.shape == shape
 
@@ -104,11 +104,11 @@ def test_probabilities(shape, dtype):
     weight = (torch.rand(shape[dim]) + 0.5).to(dtype)
     for reduction, smoothing in itertools.product(REDUCTIONS, (0.0, 0.2)):
         options = {"reduction": reduction, "label_smoothing": smoothing}
-        _, *grads = compare(ft.cross_entropy, F.cross_entropy, (input, target), dtype, **options)
+        _, *grads = assert_alike(ft.cross_entropy, F.cross_entropy, (input, target), dtype, **options)
         assert [grad.shape for grad in grads] == [shape, shape]
         if dtype in (torch.float32, torch.float64):
-            compare(ft.cross_entropy, F.cross_entropy, (input, target, weight), dtype, **options)
-            compare(ft.cross_entropy, F.cross_entropy, (input, target - 0.5, weight), dtype, **options)
+            assert_alike(ft.cross_entropy, F.cross_entropy, (input, target, weight), dtype, **options)
+            assert_alike(ft.cross_entropy, F.cross_entropy, (input, target - 0.5, weight), dtype, **options)
 
 
 def test_target_of_another_dtype():
@@ -116,7 +116,7 @@ def test_target_of_another_dtype():
     for kind in (torch.float64, torch.float16, torch.bfloat16):
         target = torch.randn(6, 4).softmax(1).to(kind)
         loss, expected = ft.cross_entropy(input, target), F.cross_entropy(input, target)
-        close(loss, expected, torch.float32)
+        assert_near(loss, expected, torch.float32)
     labels = labels_like(input)
     for kind in (torch.uint8, torch.int8, torch.int16, torch.int32):
         assert ft.cross_entropy(input, labels.to(kind)) == ft.cross_entropy(input, labels)
@@ -130,7 +130,7 @@ def test_one_row():
             lambda z, f=f, reduction=reduction: f(z, torch.tensor(2), reduction=reduction)
             for f in (ft.cross_entropy, F.cross_entropy)
         ]
-        loss, grad = compare(*both, (input,), torch.float32)
+        loss, grad = assert_alike(*both, (input,), torch.float32)
         (leaf,) = leaves(input)
         other = ft.cross_entropy(leaf, torch.tensor([2]), reduction=reduction)
         assert torch.equal(other, loss)
@@ -146,7 +146,7 @@ def test_layouts():
     assert images.grad.stride() == images.stride()
     own, images.grad = images.grad, None
     F.cross_entropy(images, target).backward()
-    close(own, images.grad, torch.float32)
+    assert_near(own, images.grad, torch.float32)
     base = torch.randn(12, 10)
     labels = torch.randint(0, 5, (6,))
     for view in (base.t()[:6, :5], base[::2, ::2], base[:6, :5], base[:1, :5].expand(6, 5), base[6:, 5:]):
@@ -154,10 +154,10 @@ def test_layouts():
             torch.autograd.functional.jacobian(lambda z, f=f: f(z, labels), view)
             for f in (ft.cross_entropy, F.cross_entropy)
         )
-        close(a, b, torch.float32)
+        assert_near(a, b, torch.float32)
     bits = torch.randn(6, 5, dtype=torch.complex64).conj().imag
     assert bits.is_neg()
-    close(ft.cross_entropy(bits, labels), F.cross_entropy(bits, labels), torch.float32)
+    assert_near(ft.cross_entropy(bits, labels), F.cross_entropy(bits, labels), torch.float32)
 
 
 def test_no_copy_of_the_logits(monkeypatch):
@@ -197,7 +197,7 @@ def test_many_rows_of_few_classes_with_ignored_ones():
     target = torch.randint(0, 3, (70_001,))
     target[7] = -100
     both = [lambda z, f=f: f(z, target) for f in (ft.cross_entropy, F.cross_entropy)]
-    compare(*both, (input,), torch.float64)
+    assert_alike(*both, (input,), torch.float64)
 
 
 def test_infinite_logits_have_their_limits():
@@ -245,14 +245,14 @@ def test_binary(shape, dtype):
     for reduction, weight, positive in itertools.product(REDUCTIONS, weights, weights):
         options = {"reduction": reduction, "weight": weight, "pos_weight": positive}
         both = (ft.binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits)
-        compare(*both, (input, target), dtype, **options)
+        assert_alike(*both, (input, target), dtype, **options)
 
 
 def test_binary_takes_what_pytorch_takes():
     """Targets outside [0, 1], negative weights, other dtypes; the loss has the target's dtype."""
     input, target = torch.randn(4, 3), 3 * torch.randn(4, 3)
     both = (ft.binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits)
-    compare(*both, (input, target), torch.float32, pos_weight=torch.tensor([-1.0, 0.0, 2.0]))
+    assert_alike(*both, (input, target), torch.float32, pos_weight=torch.tensor([-1.0, 0.0, 2.0]))
     for a, b in itertools.product((torch.float32, torch.float64, torch.bfloat16), repeat=2):
         ours, theirs = (f(input.to(a), target.to(b)) for f in both)
         assert ours.dtype == theirs.dtype
@@ -296,7 +296,7 @@ def test_linear(shapes, dtype, blocks, monkeypatch):
     for bias, reduction, smoothing, w in itertools.product(biases, REDUCTIONS, (0.0, 0.1), (None, weight)):
         for target in (labels_like(logits), labels_like(logits, -100), soft):
             options = {"target": target, "weight": w, "reduction": reduction, "label_smoothing": smoothing}
-            compare(in_blocks, whole, (input, head, bias), dtype, **options)
+            assert_alike(in_blocks, whole, (input, head, bias), dtype, **options)
 
 
 def test_linear_of_all_ignored_rows():
@@ -319,10 +319,10 @@ def test_linear_in_half_precision(dtype, large, monkeypatch):
         torch.randn(50).to(dtype).double(),
     ]
     target = torch.randint(0, 50, (40,))
-    truth = compare(in_blocks, whole, exact, torch.float64, target=target, reduction="sum")
+    truth = assert_alike(in_blocks, whole, exact, torch.float64, target=target, reduction="sum")
     torch.manual_seed(0)
     for reduction in REDUCTIONS:
-        compare(
+        assert_alike(
             in_blocks, whole, [t.float() for t in exact], torch.float32, target=target, reduction=reduction
         )
     inputs = leaves(*(t.to(dtype) for t in exact))
@@ -408,7 +408,7 @@ def test_logits_may_be_overwritten_after_the_loss():
         logits.zero_()
     (grad,) = torch.autograd.grad(loss, input)
     (expected,) = torch.autograd.grad(F.cross_entropy(input * 2, torch.tensor([0, 1, 2, 0])), input)
-    close(grad, expected, torch.float32)
+    assert_near(grad, expected, torch.float32)
 
 
 def test_logits_overwritten_before_a_second_sweep_are_an_error():
@@ -443,7 +443,7 @@ def test_checkpoint():
     )
     (grad,) = torch.autograd.grad(loss, input)
     (expected,) = torch.autograd.grad(F.cross_entropy(input * 2, target), input)
-    close(grad, expected, torch.float32)
+    assert_near(grad, expected, torch.float32)
 
 
 # Second derivatives ---------------------------------------------------------------------------------------
@@ -502,7 +502,7 @@ def test_second_derivatives_are_those_of_pytorch():
         torch.autograd.functional.vhp(lambda z, f=f: f(z, target, label_smoothing=0.1), input, v)[1]
         for f in (ft.cross_entropy, F.cross_entropy)
     ]
-    close(*products, torch.float32)
+    assert_near(*products, torch.float32)
 
 
 def test_third_derivatives_are_an_error():
@@ -641,7 +641,7 @@ def test_modules_are_those_of_pytorch():
     ours.weight = torch.empty(7)
     ours.load_state_dict(theirs.state_dict())
     input, target = torch.randn(3, 5), torch.randint(0, 7, (3, 2))
-    close(ours(input, target), theirs(input, target), torch.float32)
+    assert_near(ours(input, target), theirs(input, target), torch.float32)
     with pytest.raises(RuntimeError, match="weight"):
         ft.LinearCrossEntropyLoss(5, 7, weight=torch.rand(6))
     with pytest.raises(RuntimeError, match="label_smoothing"):
@@ -665,12 +665,12 @@ def test_deprecated_reductions():
     input, target = torch.randn(4, 5), torch.arange(4)
     for average, reduce in itertools.product((None, True, False), repeat=2):
         given = {"size_average": average, "reduce": reduce}
-        close(
+        assert_near(
             ft.cross_entropy(input, target, **given), F.cross_entropy(input, target, **given), torch.float32
         )
         soft = input.sigmoid()
         ours = ft.binary_cross_entropy_with_logits(input, soft, **given)
-        close(ours, F.binary_cross_entropy_with_logits(input, soft, **given), torch.float32)
+        assert_near(ours, F.binary_cross_entropy_with_logits(input, soft, **given), torch.float32)
 
 
 # Autocast -------------------------------------------------------------------------------------------------
@@ -687,7 +687,7 @@ def test_autocast():
             loss = f(layer(X), target, torch.rand(5, generator=torch.Generator().manual_seed(0)))
         loss.backward()
         results.append((loss.detach(), layer.weight.grad.clone()))
-    close(results[0][0], results[1][0], torch.float32)
+    assert_near(results[0][0], results[1][0], torch.float32)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=2e-2, atol=2e-3)
     exact = ft.linear_cross_entropy(X, layer.weight, target, linear_bias=layer.bias)
     with torch.autocast("cpu", dtype=torch.bfloat16):
