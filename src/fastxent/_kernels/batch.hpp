@@ -15,7 +15,7 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
   const bool as_is = stored_as_is<T>(a->storage), in_line = a->inner == 1 && a->logits.outer == K * item;
   const bool copied = !as_is || bias || a->temperature != 1, streamed = a->stream && a->inner == 1 && a->grad.outer == K * item;
   const bool direct = as_is && !streamed, out_in_line = a->inner == 1 && a->grad.outer == K * item;
-  T* const zs = (T*)scratch; T* const es = zs + N * K; const IV fresh = fresh_lanes<T>(K);
+  T* const zs = (T*)scratch; T* es = zs + N * K; Outgoing sent = {}; const IV fresh = fresh_lanes<T>(K);
   double total = 0; int64_t y[GROUP]; alignas(64) T weights[GROUP];
   for (ptrdiff_t g0 = begin; g0 < end; g0 += GROUP) {
     const ptrdiff_t in_group = end - g0 < GROUP ? end - g0 : GROUP;
@@ -63,12 +63,14 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
           }
       for (ptrdiff_t r = 0; r < N; r++) {
         Parts<T> p;
+        const char* const next = in_line && i0 + N + r < end ? a->logits.data + (i0 + N + r) * a->logits.outer : (const char*)z[r];
         if (r < nb && !(skip >> r & 1)) {
           const VShift<T> s = {V{} + c[r], V{} + lo[r], UV{} + add[r]}; const V mm = V{} + high[r], last = *(const Loose*)(z[r] + K - N);
-          if (a->grad.data) row_part<T, MODE, true>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p);
-          else row_part<T, MODE, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p);
+          if (a->grad.data) row_part<T, MODE, true>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item);
+          else row_part<T, MODE, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item);
           if (MODE >= SOFT && any_of(p.odd) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         }
+        sent.some((r + 1) * sent.bytes / N);
         part[0][r] = p.rest; part[1][r] = p.all;
         if (MODE != LABEL) { part[2][r] = p.far; part[3][r] = p.share; }
         if (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) part[4][r] = p.infinite;
@@ -102,13 +104,15 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
       for (ptrdiff_t r = 0; skip; r++, skip >>= 1) if (skip & 1) { L[r] = limit_loss[r]; LSE[r] = limit_lse[r]; }
       if (a->grad.data && !direct && out_in_line) {
         char* const to = a->grad.data + i0 * a->grad.outer;
-        if (as_is) stream((const char*)es, to, nb * K * item); else narrow_run(a->storage, es, nb * K, to);
+        if (as_is) { sent.rest(); sent = {(const char*)es, to, nb * K * item, 0}; es = es == zs + N * K ? es + N * K : zs + N * K; }
+        else narrow_run(a->storage, es, nb * K, to);
       }
       Wide<T> sum; sum.add(*(const V*)L); total += sum.total();
       if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
       if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);
     }
   }
+  sent.rest();
   if (streamed) finish_stream();
   out->loss += total;
 }

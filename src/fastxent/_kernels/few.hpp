@@ -82,10 +82,10 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     const char* const from = a->logits.data + i0 * K * item;
     if (!as_is) widen_run(a->storage, from, nb * K, wide_z);
     IV unlimited = ~IV{}; Wide<T> sum;
-    char* const to = gradient ? a->grad.data + i0 * K * item : 0; ptrdiff_t sent = 0;    // bytes of the gradients
+    char* const to = gradient ? a->grad.data + i0 * K * item : 0; Outgoing sent = {(const char*)g, to, nb * K * item, 0};
     for (ptrdiff_t r = 0; r < nb; r += N) {
       const T* z = (as_is ? (const T*)from : wide_z) + r * K; const T* t = MODE == SOFT ? (const T*)a->soft.data + (i0 + r) * K : 0;
-      ask_for<false>(a->logits, 1, K * item, i0 + r + ahead, N, end);
+      const char* const next = a->logits.data + (i0 + r + (i0 + r + ahead + N <= end ? ahead : 0)) * K * item;
       const bool inside = (i0 + r + N) * K + (K < N ? N - K : 0) <= end * K;
       if (__builtin_expect(!inside, 0)) {
         const ptrdiff_t left = (nb - r < N ? nb - r : N) * K;
@@ -105,6 +105,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       V rests[CH] = {}, nears[CH] = {}, ties = {}, top = {}, ey = {}, zy = {}, Qs[CH] = {}; IV odd = {};
       auto column = [&](ptrdiff_t k, int c) __attribute__((always_inline)) {
         const V u = x[k], e = exp_of<T>(u, sh), far = m - u;
+        __builtin_prefetch(next + k * N * item);
         if (MODE == SOFT) {
           odd |= ~is_share<T>(q[k]); q[k] = q[k] * alpha + beta;
           Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
@@ -146,10 +147,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
         }
         if (weighted) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) x[k] = dead ? V{} : x[k]; }
         rows_of<T, KNOWN>(x, K, g + r * K);
-        if (KNOWN && past && r + N < nb) {                                // a few whole lines at a time: the rows after them are computed meanwhile
-          const ptrdiff_t lines = ((ptrdiff_t)(size_t)(to + (r + N) * K * item) & -64) - (ptrdiff_t)(size_t)to;
-          if (lines >= sent + 512) { stream((const char*)g + sent, to + sent, lines - sent); sent = lines; }
-        }
+        if (KNOWN && past && r + N < nb) sent.some((r + N) * K * item);
       }
       if (MODE == SOFT)
         for (int i = 0; i < N; i++) if (odd[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
@@ -164,13 +162,13 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       for (ptrdiff_t r = 0; r < nb; r++)
         if (!(LSE[r] > -inf && LSE[r] < inf))
           L[r] = limit_row<T>(a, target, i0 + r, MODE == SOFT ? -1 : y[r], weight[r], gradient ? g + r * K : 0, (T*)0, 1, LSE + r);
-      sum = Wide<T>(); sent = 0;
+      sum = Wide<T>(); sent.sent = 0;
       for (ptrdiff_t r = 0; r < lanes; r += N) sum.add(*(const V*)(L + r));
     }
     total += sum.total();
     if (gradient) {
       if (!as_is) narrow_run(a->storage, g, nb * K, to);
-      else if (past) stream((const char*)g + sent, to + sent, nb * K * item - sent);
+      else if (past) sent.rest();
       else __builtin_memcpy(to, g, nb * K * item);
     }
     if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);

@@ -238,6 +238,15 @@ template <class T> FX_INLINE void stream_vector(char* to, const typename Vec<T>:
   __builtin_memcpy(to, &x, sizeof x);
 #endif
 }
+// A run of bytes on its way past the cache, a few whole lines at a time while something else is computed.
+struct Outgoing {
+  const char* from; char* to; ptrdiff_t bytes, sent;
+  void some(ptrdiff_t until) {                                           // of the bytes before `until`
+    const ptrdiff_t lines = ((ptrdiff_t)((size_t)to + (size_t)until) & -64) - (ptrdiff_t)(size_t)to;
+    if (lines >= sent + 512) { stream(from + sent, to + sent, lines - sent); sent = lines; }
+  }
+  void rest() { if (bytes > sent) stream(from + sent, to + sent, bytes - sent); sent = bytes; }
+};
 static inline void finish_stream() {
 #if defined(__x86_64__)
   _mm_sfence();

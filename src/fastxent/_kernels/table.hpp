@@ -185,7 +185,7 @@ struct Table {
 // Classes that are not contiguous, and few ones where no quicker kernel fits, go through blocks of transposed rows: lanes are rows.
 // Rows of up to MOST_BATCHED contiguous classes are taken as many at once as a vector has lanes; with a gradient, which goes from
 // memory to memory, up to MOST_BATCHED_GRADIENTS.
-enum { VECTOR = 16, FEW = 128, LANES = 32, MOST_LANES = 256, MOST_BATCHED = 1024, MOST_BATCHED_GRADIENTS = 512 };
+enum { VECTOR = 16, FEW = 128, LANES = 32, MOST_LANES = 256, MOST_BATCHED = 1024, MOST_BATCHED_GRADIENTS = 192 };
 // Many classes that are not contiguous: from how many on, how many of them at once, for how many rows, and numbers of scratch.
 enum { SWEPT_FROM = 200, SWEPT = 16, SWEPT_LANES = 2048, SWEPT_SCRATCH = 20 * (SWEPT_LANES + 2 * 256) };
 
