@@ -356,6 +356,43 @@ def test_infinities_nan_and_dead_rows(machine, sizes, shape):
     assert_close(grad, truth.grad, 2e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "smoothing", "z_loss"),
+    [
+        *(
+            (shape, *each)
+            for shape in ("tile-odd", "8 lanes", "stream", "split")
+            for each in ((0, 1e-2), (0.1, 0))
+        ),
+        ("soft", 0.0, 1e-2),
+    ],
+)
+def test_an_infinite_logit_has_an_infinite_loss(machine, sizes, shape, smoothing, z_loss):
+    """lse^2, or a share of the other classes, outgrows all else; a class without probability keeps its gradient."""
+    from fastxent import _core_numpy
+
+    _, _, k, changes = SHAPES.get(shape, (None, 0, 9, {}))
+    sizes(**changes)
+    z = np.random.default_rng(15).standard_normal((5, k)).astype(np.float32)
+    y = np.array([0, 1, 2, 3, 4])
+    z[0, 3] = z[1, 1] = np.inf  # another than the label, and the label
+    z[2, 2] = -np.inf  # the label
+    z[3, 1], z[3, 2] = np.inf, -np.inf
+    z[4, 0] = np.nan
+    if shape == "soft":  # unchecked: shares that take from the loss what others add
+        y = (2 * np.eye(k)[y] - 0.1).astype(np.float32)
+    arguments = (None, None, None, smoothing, False, -100, z_loss, 1.0, 1.0)
+    loss, lse, grad = np.empty((5, 1)), np.empty((5, 1)), np.empty((5, k, 1))
+    targets = y[:, :, None].astype(np.float64) if shape == "soft" else y[:, None]
+    z64 = z.astype(np.float64)[:, :, None]
+    _core_numpy.softmax_rows(z64, targets, *arguments, loss, lse, grad, None, 1)
+    how = {"label_smoothing": smoothing, "z_loss": z_loss, "saved": shape == "split"}
+    actual = run(machine, z, y, dtype="float32", **how)
+    assert np.isposinf(actual[0][[0, 1, 3]]).all()
+    for ours, theirs in zip(actual, (loss[:, 0], lse[:, 0], grad[:, :, 0]), strict=False):
+        assert_close(ours, theirs, 2e-6)
+
+
 @pytest.mark.parametrize("shape", ["tile-odd", "8 lanes", "stream", "split"], ids=str)
 def test_confident_rows_keep_their_digits(machine, sizes, shape):
     """Far from 0 and sure of the label: log1p of what is left, not a difference of large numbers."""

@@ -9,8 +9,8 @@ import math
 from numba import cuda, float64, int64
 
 from . import intrinsics as on
-from .rows import BAD, CLASS_WEIGHT, DENOMINATOR, EXCLUDE, LOSS, LSE, member
-from .strided import label_reader, reader, split_row, target_reader, times
+from .rows import BAD, CLASS_WEIGHT, DENOMINATOR, EXCLUDE, LOSS, LSE, member, times
+from .strided import label_reader, reader, split_row, target_reader
 from .teams import team
 
 __all__ = ["careful_kernel"]
@@ -84,7 +84,7 @@ def careful_kernel(storage, lanes, soft, grad):
             slope = group_sum(slope, ZERO, shared_mass, mask)
             coefficient = slope
             if z != ZERO:
-                loss += z * lse * lse
+                loss = INF if lse == INF else loss + z * lse * lse  # the square outgrows all others
                 coefficient += TWO * z * lse
             loss = ZERO if weight == ZERO else loss * weight
             if lane == 0:

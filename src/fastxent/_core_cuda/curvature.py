@@ -10,8 +10,8 @@ import math
 from numba import cuda, float64, int64
 
 from . import intrinsics as on
-from .rows import BAD, CLASS_WEIGHT, DENOMINATOR, EXCLUDE, member
-from .strided import annihilated, label_reader, positive_part, reader, split_row, target_reader, times
+from .rows import BAD, CLASS_WEIGHT, DENOMINATOR, EXCLUDE, member, times
+from .strided import annihilated, label_reader, positive_part, reader, split_row, target_reader
 from .teams import team
 
 __all__ = ["curvature_kernel"]

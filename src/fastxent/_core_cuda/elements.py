@@ -9,8 +9,8 @@ import math
 from numba import cuda, float32, float64, int64, uint32
 
 from . import intrinsics as on
-from .rows import BAD, DENOMINATOR, LOSS, POSITIVE, WEIGHT
-from .strided import annihilated, positive_part, split_row, times
+from .rows import BAD, DENOMINATOR, LOSS, POSITIVE, WEIGHT, times
+from .strided import annihilated, positive_part, split_row
 from .teams import BLOCK, FULL, team
 
 __all__ = ["ELEMENT_FAMILIES", "flat_kernel", "strided_kernel"]

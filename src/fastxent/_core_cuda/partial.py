@@ -7,8 +7,9 @@ import math
 
 from numba import cuda, float64, int64
 
+from .rows import times
 from .storage import STORAGES
-from .strided import reader, times
+from .strided import reader
 from .teams import team
 
 __all__ = ["grad_kernel", "state_kernel"]

@@ -35,6 +35,7 @@ __all__ = [
     "label_of",
     "member",
     "scale_of",
+    "times",
 ]
 
 # Bits of `flags`: which of the pointers are given, and how a label is smoothed.
@@ -106,6 +107,12 @@ def scale_of(scale, DEN, flags):
 
 
 @device
+def times(a, b):
+    """a * b where a factor a of 0 annihilates an infinite b."""
+    return a if a == a - a and b == b else a * b
+
+
+@device
 def careful_exp(x, top, base2):
     """exp((x - top) / T) where both may be infinite."""
     return ONE if x == top else on.exp2((x - top) * base2)
@@ -116,7 +123,8 @@ def finish(others, top, label, spread, n_classes, weight, own, scale, family, o)
     """Loss, lse, and A, B, g_y of the gradient, of a row whose label's logit is `label`.
 
     o = (1 / T, log2(e) / T, z_loss, a, b, target of the label, target of every other class); with a target of the
-    others (label smoothing, for cross-entropy) `spread` is the sum of x_k - label.
+    others (label smoothing, for cross-entropy) `spread` is the sum of x_k - label. An infinite logit can make that sum
+    a NaN where the loss, sum q_k (lse - x_k) + z lse^2, is infinite.
     """
     inv_t, base2, z, a, b, on_label, off_label = o
     e = careful_exp(label, top, base2)
@@ -140,15 +148,18 @@ def finish(others, top, label, spread, n_classes, weight, own, scale, family, o)
     loss = ZERO
     if own != ZERO:
         loss = own * whole * f
-    if off_label != ZERO:
-        loss -= off_label * inv_t * spread
+    if off_label != ZERO and n_classes > 1:
+        if lse == INF or (label == -INF and lse == lse):
+            loss = INF
+        else:
+            loss -= off_label * inv_t * spread
     coefficient = own * whole * slope
     if z != ZERO:
-        loss += z * lse * lse
+        loss = INF if lse == INF else loss + z * lse * lse
         coefficient += TWO * z * lse
     mine = own * on_label * slope
     factor = weight * scale
     if weight == ZERO:
         return ZERO, lse, ZERO, ZERO, ZERO
-    grad = factor * ((coefficient - mine) * p - mine * q)
+    grad = factor * (times(p, coefficient - mine) - mine * q)
     return loss * weight, lse, factor * coefficient * share, factor * own * off_label, grad

@@ -16,7 +16,7 @@ import math
 from numba import cuda, float32, float64, int32, int64, uint32
 
 from . import intrinsics as on
-from .rows import HUGE, INF, LOSS, LSE, ONE, ZERO, careful_exp, finish, label_of, scale_of
+from .rows import HUGE, INF, LOSS, LSE, ONE, ZERO, careful_exp, finish, label_of, scale_of, times
 from .teams import BLOCK, FULL, team
 
 __all__ = [
@@ -56,7 +56,7 @@ def careful_gradient(get, put, X, G, xo, go, start, stop, step, label, top, base
         if weight != ZERO:
             g = own
             if k != label:
-                g = on.fma(careful_exp(get(X, xo + k), top, base2), A, -B)
+                g = times(careful_exp(get(X, xo + k), top, base2), A) - B
         put(G, go + k, g)
         k = int32(k + step)
 
@@ -555,7 +555,8 @@ def from_lse(lse, label, n_classes, weight, own, scale, o):
         coefficient += (z + z) * lse
     factor = weight * scale
     mine = own * on_label
-    return factor * coefficient, factor * own * off_label, factor * ((coefficient - mine) * p - mine * q)
+    grad = factor * (times(p, coefficient - mine) - mine * q)
+    return factor * coefficient, factor * own * off_label, grad
 
 
 def split_kernel(storage, saved, grad, threads, chunk=CHUNK):
@@ -761,8 +762,14 @@ def tile_kernel(storage, classes, grad, rows=256):
             if flags & LSE:
                 LSE_OUT[row] = lse
             if GRAD:
+                straight = weight != ZERO and abs(A) < INF
                 for c in range(C):
-                    tile[at + uint32(c)] = on.fma(x[c], A, -B) if weight != ZERO else ZERO
+                    g_c = ZERO
+                    if straight:
+                        g_c = on.fma(x[c], A, -B)
+                    elif weight != ZERO:  # a z-loss of an infinite logit
+                        g_c = times(x[c], A) - B
+                    tile[at + uint32(c)] = g_c
                 tile[at + uint32(y)] = g
         total = group_sum(
             loss, ZERO, shared_sum, uint32(FULL)

@@ -12,9 +12,9 @@ from numba import cuda, float64, int64
 
 from .curvature import bend
 from .divergence import FIRST, FIRST_OF_GROUP
-from .rows import CLASS_WEIGHT, EXCLUDE, member
+from .rows import CLASS_WEIGHT, EXCLUDE, member, times
 from .storage import STORAGES
-from .strided import annihilated, label_reader, reader, split_row, target_reader, times
+from .strided import annihilated, label_reader, reader, split_row, target_reader
 from .teams import team
 
 __all__ = ["solve_kernel", "system_kernel"]

@@ -22,16 +22,9 @@ __all__ = [
     "reader",
     "split_row",
     "target_reader",
-    "times",
 ]
 
 device = cuda.jit(device=True, forceinline=True)
-
-
-@device
-def times(a, b):
-    """a * b where a factor a of 0 annihilates an infinite b."""
-    return a if a == a - a and b == b else a * b
 
 
 @device
