@@ -80,6 +80,7 @@ def stand_ins():
         load16=lambda pointer, index: tuple(pointer.words(index).copy()),
         store16=store16,
         advance=lambda pointer, count: Pointer(pointer.memory, pointer.offset + int(count)),
+        beyond_boundary=lambda pointer, index: (pointer + int(index) * pointer.memory.itemsize) % 16,
         raise_to=raise_to,
         as_float=lambda word: np.uint32(word).view(np.float32),
         as_word=lambda value: np.float32(value).view(np.uint32),

@@ -168,6 +168,28 @@ def test_plan(launch, dtype, n, k, packed, regime, vectors, lanes, threads):
         assert it.vectors * (it.lanes or it.threads) * per_vector >= k - per_vector + 1
 
 
+@pytest.mark.parametrize(
+    ("dtype", "k", "steps", "expected"),
+    [
+        ("float32", 256, (1, 1), True),
+        ("float32", 255, (1, 1), False),
+        ("bfloat16", 512, (1, 1), True),
+        ("bfloat16", 511, (1, 1), False),
+        ("float32", 2047, (1, 1), False),
+        ("float32", 2048, (1, 1), True),
+        ("float32", 4096, (2, 1), False),
+        ("float32", 4096, (1, 0), False),
+        ("float64", 4096, (1, 1), False),
+    ],
+)
+def test_rows_of_vectors(launch, dtype, k, steps, expected):
+    """A general kernel takes 16 bytes at a time of rows in one piece, if every thread has two vectors."""
+    lanes, threads = launch.team_of(k, 1)
+    x, t = ((k * step, step, 1) for step in steps)
+    logits = launch.Buffer(0, 0, (10, k, 1), x, dtype, None)
+    assert launch.takes_vectors(lanes, threads, logits, t) is expected
+
+
 def test_arguments_of_a_launch(launch, monkeypatch):
     """Addresses, strides and scalars in the order of the signature, whatever is given; nothing else is launched."""
     calls = []

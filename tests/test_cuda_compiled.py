@@ -172,10 +172,10 @@ def test_sums_compile(real, cc, tmp_path):
         assert code.count("LDL", "STL") == 0
 
 
-def of_curvature(dtype, mode):
+def of_curvature(dtype, mode, soft=False, plain=False, wide=False):
     real = "float64" if mode == "upper" or dtype == "float64" else "float32"
-    kernel = curvature.curvature_kernel(STORAGES[dtype], STORAGES[real], 32, False, mode)
-    return kernel, general._curvature_signature(dtype, "int64", real)
+    kernel = curvature.curvature_kernel(STORAGES[dtype], STORAGES[real], 32, soft, mode, plain, wide)
+    return kernel, general._curvature_signature(dtype, real if soft else "int64", real)
 
 
 def of_divergence(dtype, family, teacher, mode):
@@ -206,9 +206,10 @@ def of_elements(dtype, hess, probabilities):
     return kernel, launch._strided_signature(dtype, real.name)
 
 
-def of_careful(dtype, soft):
+def of_careful(dtype, soft, plain=False, wide=False):
     target = general.real_name(dtype) if soft else "int64"
-    return careful.careful_kernel(STORAGES[dtype], 32, soft, True), launch._careful_signature(dtype, target)
+    kernel = careful.careful_kernel(STORAGES[dtype], 32, soft, True, plain, wide)
+    return kernel, launch._careful_signature(dtype, target)
 
 
 # kernel and signature for a dtype, ceilings of registers where the arithmetic is float32 and where it is float64
@@ -240,12 +241,19 @@ GENERAL = {
     "solve 2": (lambda t: (solve.solve_kernel(STORAGES[t], 32, 2), general._solve_signature(t)), 168, 168),
     "careful": (lambda t: of_careful(t, False), 112, 144),
     "careful, soft": (lambda t: of_careful(t, True), 112, 144),
+    "wide soft": (lambda t: of_careful(t, True, plain=True, wide=True), 96, 0),
+    "wide focal": (lambda t: of_careful(t, True, wide=True), 128, 0),
+    "wide diagonal": (lambda t: of_curvature(t, "diagonal", plain=True, wide=True), 96, 0),
+    "wide product": (lambda t: of_curvature(t, "product", plain=True, wide=True), 96, 0),
+    "wide product, focal": (lambda t: of_curvature(t, "product", soft=True, wide=True), 128, 0),
     "two axes": (lambda t: of_elements(t, "upper", False), 96, 96),
     "probabilities": (lambda t: of_elements(t, "exact", True), 96, 96),
 }
-# Boosters' margins are float32 or float64.
+# Boosters' margins are float32 or float64; rows of float64 have no vectors.
 COMPILED = chosen(
-    GENERAL, ("float32", "bfloat16", "float16", "float64"), lambda v, dtype: v == "boost" and "16" in dtype
+    GENERAL,
+    ("float32", "bfloat16", "float16", "float64"),
+    lambda v, dtype: (v == "boost" and "16" in dtype) or (v.startswith("wide") and dtype == "float64"),
 )
 
 
@@ -260,3 +268,6 @@ def test_general_kernels_keep_their_registers(name, dtype, cc, tmp_path):
     assert not re.search(r"(?:div|rem)\.[su]64", code.ptx)
     more = 0 if cc == (9, 0) else 40
     assert code.registers <= registers[dtype == "float64"] + more
+    if name.startswith("wide"):  # in every sweep over the logits, and in their copies that the compiler makes
+        assert code.count("LDG.E.128", "LDG.E.128.CONSTANT") >= 5
+        assert code.count("STG.E.128") >= 1

@@ -91,14 +91,20 @@ def tolerance(dtype):
 
 # Second derivatives -------------------------------------------------------------------------------------------
 
-SHAPES = {"thread": (5, 6, 1), "warp": (3, 45, 1), "inner": (2, 9, 5), "block": (2, 1030, 1)}
+SHAPES = {
+    "thread": (5, 6, 1),
+    "warp": (3, 45, 1),
+    "inner": (2, 9, 5),
+    "vectors": (2, 301, 1),
+    "block": (2, 1030, 1),
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=slow), "bfloat16", "float64"])
-@pytest.mark.parametrize("shape", ["thread", "warp", "inner", pytest.param("block", marks=slow)])
+@pytest.mark.parametrize("shape", ["thread", "warp", "inner", "vectors", pytest.param("block", marks=slow)])
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
 def test_curvature(core, dtype, shape, soft):
-    """Diagonal, product and upper bound with every option; a thread, a warp or a block to a row."""
+    """Diagonal, product and upper bound with every option; a thread, a warp or a block to a row, 16 bytes at a time."""
     z, y, v, w, bias = softmax_problem(dtype, SHAPES[shape], soft)
     x = np.random.default_rng(1).standard_normal(z.shape).astype(v.dtype)
     family = FAMILIES[len(shape) % 4]
@@ -119,12 +125,21 @@ def test_curvature(core, dtype, shape, soft):
 
 
 @pytest.mark.parametrize("member", FAMILIES, ids=[m[0] for m in FAMILIES])
-@pytest.mark.parametrize("name", ["softmax_rows", "softmax_hvp", "softmax_upper"])
-def test_curvature_of_the_families(core, member, name):
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        ("softmax_rows", 13),
+        ("softmax_hvp", 13),
+        ("softmax_upper", 13),
+        pytest.param("softmax_rows", 259, marks=slow),
+        ("softmax_hvp", 259),
+    ],
+)
+def test_curvature_of_the_families(core, member, name, k):
     """Labels alone, weights of any sign; the first bad row is named and NaN."""
-    z, y, _, _, _ = softmax_problem("float32", (6, 13, 1), seed=2)
+    z, y, _, _, _ = softmax_problem("float32", (6, k, 1), seed=2)
     v = np.array([1.0, -2.0, 0.0, 0.5, 1.0, 3.0], np.float32)[:, None]
-    y[3], y[4] = 13, -2
+    y[3], y[4] = k, -2
     head = (z, y, v, None, None, 0.0, False, None, 0.0, 1.0, 1.0)
     x = np.random.default_rng(3).standard_normal(z.shape).astype(np.float32)
     extra = {"softmax_rows": (None, None, None), "softmax_hvp": (), "softmax_upper": ()}[name]

@@ -15,7 +15,7 @@ __all__ = ["boost_kernel"]
 
 def boost_kernel(storage, lanes):
     """v (p - [k = y]) and v max(factor p (1 - p), floor) in float32; ODD is raised where a row has a limit."""
-    logit, _, sums, share = reader(storage, STORAGES["float64"], lanes)
+    logit, _, sums, share, _ = reader(storage, STORAGES["float64"], lanes)
     seat = team(lanes).seat
     ONE, INF = float64(1), float64(math.inf)
 

@@ -1,7 +1,9 @@
 """The general softmax kernel: any strides, float64, soft targets, logit bias, smoothing with weights, every family.
 
-It is the specification of `_core_numpy`, row by row, with plain loads, in three or four sweeps: maximum; sum; targets'
-totals; gradient. A row belongs to one thread (classes apart in memory, neighbours along the rows), a warp or a block.
+It is the specification of `_core_numpy`, row by row, in three or four sweeps: maximum; sum; targets' totals; gradient.
+A row belongs to one thread (classes apart in memory, neighbours along the rows), a warp or a block; `wide` rows lie in
+one piece and are read and written 16 bytes at a time. Cross-entropy is `plain`: its sweep over the targets takes no
+exponential.
 """
 
 import math
@@ -10,20 +12,42 @@ from numba import cuda, float64, int64
 
 from . import intrinsics as on
 from .rows import BAD, CLASS_WEIGHT, DENOMINATOR, EXCLUDE, LOSS, LSE, member, times
-from .strided import label_reader, reader, split_row, target_reader
+from .strided import label_reader, reader, smoother, split_row, walk
 from .teams import team
 
 __all__ = ["careful_kernel"]
 
+device = cuda.jit(device=True, forceinline=True)
 
-def careful_kernel(storage, lanes, soft, grad):
+
+def careful_kernel(storage, lanes, soft, grad, plain, wide):
     """Rows of (outer, classes, inner) in the team's threads; `soft` targets are numbers of every class, else labels."""
-    put, real = storage.put, storage.real
-    SOFT, GRAD = soft, grad
+    real = storage.real
+    SOFT, GRAD, PLAIN = soft, grad, plain
+    steps = walk(storage, wide)
+    E, span, inside, load, load_real, store = steps
     group_sum, seat = team(lanes).sum, team(lanes).seat
-    logit, _, sums, share = reader(storage, storage, lanes)
-    label_of, target_of = label_reader(storage, soft), target_reader(storage, soft)
+    _, _, sums, share, biased = reader(storage, storage, lanes, wide)
+    label_of, smoothed = label_reader(storage, soft), smoother(storage)
     ZERO, ONE, TWO, INF = real(0), real(1), real(2), real(math.inf)
+
+    @device
+    def terms(u, top, less, peaks, log_sum, q, family, a, b):
+        """p, 1 - p, and of a class of weight q the loss and G."""
+        p, not_p, away = share(u, top, less, peaks)
+        f, g = log_sum + away, ONE
+        if not PLAIN and q != ZERO:
+            f, g = member(family, p, not_p, f, a, b, ONE)
+        return p, not_p, f, g
+
+    @device
+    def target_of(t, CW, k, y, smoothing, exclude, n_classes, flags):
+        if not SOFT:
+            t = ONE if k == y else ZERO
+        q = smoothed(t, smoothing, exclude, n_classes)
+        if flags & CLASS_WEIGHT:
+            q *= CW[k]
+        return q
 
     def kernel(
         X, G, T, W, CW, BIAS_IN, LOSS_OUT, LSE_OUT, PART, BAD_ROW, DEN,
@@ -37,6 +61,8 @@ def careful_kernel(storage, lanes, soft, grad):
         shared_mass = cuda.shared.array(32, real)
         lane, size, row, step, mask = seat()
         slot = row
+        x = cuda.local.array(E, real)
+        t = cuda.local.array(E, real)
         exclude = flags & EXCLUDE
         if flags & DENOMINATOR:
             scale = float64(scale) / DEN[0] if DEN[0] != float64(0) else float64(0)
@@ -66,22 +92,29 @@ def careful_kernel(storage, lanes, soft, grad):
             lse = top + log_sum
             loss = ZERO
             slope = ZERO
-            k = int64(lane)
-            while k < n_classes:
-                q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
-                if flags & CLASS_WEIGHT:
-                    q *= CW[k]
-                if SOFT and flags & BAD and not ZERO <= T[at + k * t_step] < INF:
-                    on.raise_to(BAD_ROW, n_rows - row)
-                if q != ZERO:
-                    u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)
-                    p, not_p, away = share(u, top, less, peaks)
-                    f, g = member(family, p, not_p, log_sum + away, a, b, ONE)
-                    loss += times(q, f)
-                    slope += times(q, g)
-                k += size
+            begin, n_steps = span(X, origin, n_classes)
+            i = int64(lane)
+            while i < n_steps:
+                first = begin + i * E
+                load(X, origin, x_step, first, n_classes, x)
+                if SOFT:
+                    load_real(T, at, t_step, first, n_classes, t)
+                for e in range(E):
+                    k = first + e
+                    if inside(k, n_classes):
+                        if SOFT and flags & BAD and not ZERO <= t[e] < INF:
+                            on.raise_to(BAD_ROW, n_rows - row)
+                        q = target_of(t[e], CW, k, y, smoothing, exclude, n_classes, flags)
+                        if q != ZERO:
+                            u = biased(x[e], BIAS_IN, k, inv_t, flags)
+                            _, _, f, g = terms(u, top, less, peaks, log_sum, q, family, a, b)
+                            loss += q * f
+                            slope += q * g
+                i += size
             loss = group_sum(loss, ZERO, shared_sum, mask)
             slope = group_sum(slope, ZERO, shared_mass, mask)
+            if lse != lse:
+                loss = lse  # of no targets too
             coefficient = slope
             if z != ZERO:
                 loss = INF if lse == INF else loss + z * lse * lse  # the square outgrows all others
@@ -96,22 +129,24 @@ def careful_kernel(storage, lanes, soft, grad):
             if GRAD:
                 factor = real(weight * scale)
                 target = outer * g_outer + inner * g_inner
-                k = int64(lane)
-                while k < n_classes:
-                    g = ZERO
-                    if weight != ZERO:
-                        u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)
-                        p, not_p, away = share(u, top, less, peaks)
-                        q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
-                        if flags & CLASS_WEIGHT:
-                            q *= CW[k]
-                        own = ZERO
-                        if q != ZERO:
-                            f, g = member(family, p, not_p, log_sum + away, a, b, ONE)
-                            own = times(q, g)
-                        g = (times(p, coefficient - own) - times(own, not_p)) * factor
-                    put(G, target + k * g_step, g)
-                    k += size
+                i = int64(lane)
+                while i < n_steps:
+                    first = begin + i * E
+                    load(X, origin, x_step, first, n_classes, x)
+                    if SOFT:
+                        load_real(T, at, t_step, first, n_classes, t)
+                    for e in range(E):
+                        k = first + e
+                        g = ZERO
+                        if weight != ZERO and inside(k, n_classes):
+                            u = biased(x[e], BIAS_IN, k, inv_t, flags)
+                            q = target_of(t[e], CW, k, y, smoothing, exclude, n_classes, flags)
+                            p, not_p, _, g = terms(u, top, less, peaks, log_sum, q, family, a, b)
+                            own = q * g if q != ZERO else ZERO
+                            g = (times(p, coefficient - own) - times(own, not_p)) * factor
+                        x[e] = g
+                    store(G, target, g_step, first, n_classes, x)
+                    i += size
             row += step
         if lane == 0:
             PART[slot] = partial

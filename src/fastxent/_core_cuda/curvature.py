@@ -2,7 +2,8 @@
 
 With S = sum q G + 2 z lse and c_k = q_k P_k / (1 - p_k), the Hessian of a row is
 S (diag p - p p') - sum c_k d_k d_k' + 2 z p p' with d_k = p - e_k: `_core_numpy` has the specification. Sweeps over a
-row, all in plain loads: maximum; sum; S, sum c and p.x; the results, each written by whoever read its class.
+row: maximum; sum; S, sum c and p.x; the results, each written by whoever read its class. `wide` rows lie in one piece
+and go 16 bytes at a time; `plain` is cross-entropy, whose c is 0.
 """
 
 import math
@@ -11,7 +12,7 @@ from numba import cuda, float64, int64
 
 from . import intrinsics as on
 from .rows import BAD, CLASS_WEIGHT, DENOMINATOR, EXCLUDE, member, times
-from .strided import annihilated, label_reader, positive_part, reader, split_row, target_reader
+from .strided import annihilated, label_reader, positive_part, reader, smoother, split_row, walk
 from .teams import team
 
 __all__ = ["curvature_kernel"]
@@ -34,15 +35,31 @@ def bend(family, p, q, ell, a, b, one):
     return zero
 
 
-def curvature_kernel(storage, real, lanes, soft, mode):
+def curvature_kernel(storage, real, lanes, soft, mode, plain, wide):
     """`mode`: "diagonal", "product" with V, or "upper"; arithmetic in `real`, float64 or the storage's own."""
-    put, number = storage.put, real.real
-    SOFT = soft
+    number = real.real
+    SOFT, PLAIN = soft, plain
+    E, span, inside, load, load_real, store = walk(storage, wide)
     DIAGONAL, PRODUCT = mode == "diagonal", mode == "product"
     group_sum, seat = team(lanes).sum, team(lanes).seat
-    logit, _, sums, share = reader(storage, real, lanes)
-    label_of, target_of = label_reader(real, soft), target_reader(real, soft)
+    _, _, sums, share, biased = reader(storage, real, lanes, wide)
+    label_of, smoothed = label_reader(real, soft), smoother(real)
     ZERO, ONE, TWO, INF = number(0), number(1), number(2), number(math.inf)
+
+    @device
+    def target_of(t, CW, k, y, smoothing, exclude, n_classes, flags):
+        if not SOFT:
+            t = ONE if k == y else ZERO
+        q = smoothed(t, smoothing, exclude, n_classes)
+        if flags & CLASS_WEIGHT:
+            q *= number(CW[k])
+        return q
+
+    @device
+    def bend_of(family, q, p, not_p, ell, a, b):
+        if PLAIN or q == ZERO:
+            return ZERO
+        return q * bend(family, p, not_p, ell, a, b, ONE)
 
     def kernel(
         X, OUT, V, T, W, CW, BIAS_IN, BAD_ROW, DEN,
@@ -55,6 +72,9 @@ def curvature_kernel(storage, real, lanes, soft, mode):
         shared_more = cuda.shared.array(32, number)
         shared_mean = cuda.shared.array(32, number)
         lane, size, row, step, mask = seat()
+        x = cuda.local.array(E, number)
+        v = cuda.local.array(E, number)
+        t = cuda.local.array(E, number)
         exclude = flags & EXCLUDE
         if flags & DENOMINATOR:
             scale = number(float64(scale) / DEN[0]) if DEN[0] != float64(0) else ZERO
@@ -76,75 +96,97 @@ def curvature_kernel(storage, real, lanes, soft, mode):
             slope = ZERO
             bends = ZERO
             mean = ZERO
-            k = int64(lane)
-            while k < n_classes:
-                u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)
-                p, not_p, away = share(u, top, less, peaks)
-                q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
-                if SOFT and flags & BAD and not ZERO <= T[at + k * t_step] < INF:
-                    on.raise_to(BAD_ROW, n_rows - row)
-                if flags & CLASS_WEIGHT:
-                    q *= number(CW[k])
-                if q != ZERO:
-                    _, g = member(family, p, not_p, log_sum + away, a, b, ONE)
-                    slope += times(q, g)
-                    own = times(q, bend(family, p, not_p, log_sum + away, a, b, ONE))
-                    if DIAGONAL:
-                        bends += annihilated(own, not_p)
-                    elif not PRODUCT:
-                        bends += max(-sign * own, ZERO)
+            begin, n_steps = span(X, origin, n_classes)
+            i = int64(lane)
+            while i < n_steps:
+                first = begin + i * E
+                load(X, origin, x_step, first, n_classes, x)
+                if SOFT:
+                    load_real(T, at, t_step, first, n_classes, t)
                 if PRODUCT:
-                    mean += p * number(V[vector + k * v_step])
-                k += size
+                    load_real(V, vector, v_step, first, n_classes, v)
+                for e in range(E):
+                    k = first + e
+                    if inside(k, n_classes):
+                        if SOFT and flags & BAD and not ZERO <= t[e] < INF:
+                            on.raise_to(BAD_ROW, n_rows - row)
+                        u = biased(x[e], BIAS_IN, k, inv_t, flags)
+                        p, not_p, away = share(u, top, less, peaks)
+                        q = target_of(t[e], CW, k, y, smoothing, exclude, n_classes, flags)
+                        if PLAIN:
+                            slope += q
+                        elif q != ZERO:
+                            _, g = member(family, p, not_p, log_sum + away, a, b, ONE)
+                            slope += q * g
+                            own = bend_of(family, q, p, not_p, log_sum + away, a, b)
+                            if DIAGONAL:
+                                bends += annihilated(own, not_p)
+                            elif not PRODUCT:
+                                bends += max(-sign * own, ZERO)
+                        if PRODUCT:
+                            mean += p * v[e]
+                i += size
             slope = group_sum(slope, ZERO, shared_sum, mask)
             mean = group_sum(mean, ZERO, shared_mean, mask)
             if z != ZERO:
                 # finite for a row of one +inf, whose curvature does not depend on it
                 slope += TWO * z * (log_sum if top == INF else top + log_sum)
-            if PRODUCT and family != 0:
-                k = int64(lane)
-                while k < n_classes:
-                    q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
-                    if flags & CLASS_WEIGHT:
-                        q *= number(CW[k])
-                    if q != ZERO:
-                        u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)
-                        p, not_p, away = share(u, top, less, peaks)
-                        own = times(q, bend(family, p, not_p, log_sum + away, a, b, ONE))
-                        bends += annihilated(own, not_p) * (mean - number(V[vector + k * v_step]))
-                    k += size
-            if family != 0:
+            if PRODUCT and not PLAIN:
+                i = int64(lane)
+                while i < n_steps:
+                    first = begin + i * E
+                    load(X, origin, x_step, first, n_classes, x)
+                    load_real(V, vector, v_step, first, n_classes, v)
+                    if SOFT:
+                        load_real(T, at, t_step, first, n_classes, t)
+                    for e in range(E):
+                        k = first + e
+                        if inside(k, n_classes):
+                            q = target_of(t[e], CW, k, y, smoothing, exclude, n_classes, flags)
+                            if q != ZERO:
+                                u = biased(x[e], BIAS_IN, k, inv_t, flags)
+                                p, not_p, away = share(u, top, less, peaks)
+                                own = bend_of(family, q, p, not_p, log_sum + away, a, b)
+                                bends += annihilated(own, not_p) * (mean - v[e])
+                    i += size
+            if not PLAIN:
                 bends = group_sum(bends, ZERO, shared_more, mask)
             factor = weight * scale
-            k = int64(lane)
-            while k < n_classes:
-                u = logit(X, BIAS_IN, origin + k * x_step, k, inv_t, flags)
-                p, not_p, away = share(u, top, less, peaks)
-                own = ZERO
-                if family != 0:
-                    q = target_of(T, at, t_step, k, y, smoothing, exclude, n_classes)
-                    if flags & CLASS_WEIGHT:
-                        q *= number(CW[k])
-                    if q != ZERO:
-                        own = times(q, bend(family, p, not_p, log_sum + away, a, b, ONE))
-                h = ZERO
+            i = int64(lane)
+            while i < n_steps:
+                first = begin + i * E
+                load(X, origin, x_step, first, n_classes, x)
+                if SOFT and not PLAIN:
+                    load_real(T, at, t_step, first, n_classes, t)
                 if PRODUCT:
-                    x = number(V[vector + k * v_step])
-                    h = slope * p * (x - mean) + TWO * z * p * mean
-                    if family != 0:
-                        h += annihilated(own, not_p) * (mean - x) - p * bends
-                    h *= factor
-                elif DIAGONAL:
-                    h = times(p * not_p, slope) + TWO * z * p * p
-                    if family != 0:
-                        h -= (bends - annihilated(own, not_p)) * p * p + own * not_p
-                    h = positive_part(h * factor, factor, times_this, floor, flags)
-                else:
-                    back = max(-sign * own, ZERO)
-                    h = max(sign * slope, ZERO) * p * not_p + p * (bends - back) + not_p * back
-                    h = (h + max(sign, ZERO) * z * p) * (TWO * abs(factor))
-                put(OUT, to + k * o_step, ZERO if weight == ZERO else h)
-                k += size
+                    load_real(V, vector, v_step, first, n_classes, v)
+                for e in range(E):
+                    k = first + e
+                    h = ZERO
+                    if weight != ZERO and inside(k, n_classes):
+                        u = biased(x[e], BIAS_IN, k, inv_t, flags)
+                        p, not_p, away = share(u, top, less, peaks)
+                        own = ZERO
+                        if not PLAIN:
+                            q = target_of(t[e], CW, k, y, smoothing, exclude, n_classes, flags)
+                            own = bend_of(family, q, p, not_p, log_sum + away, a, b)
+                        if PRODUCT:
+                            h = slope * p * (v[e] - mean) + TWO * z * p * mean
+                            if not PLAIN:
+                                h += annihilated(own, not_p) * (mean - v[e]) - p * bends
+                            h *= factor
+                        elif DIAGONAL:
+                            h = times(p * not_p, slope) + TWO * z * p * p
+                            if not PLAIN:
+                                h -= (bends - annihilated(own, not_p)) * p * p + own * not_p
+                            h = positive_part(h * factor, factor, times_this, floor, flags)
+                        else:
+                            back = max(-sign * own, ZERO)
+                            h = max(sign * slope, ZERO) * p * not_p + p * (bends - back) + not_p * back
+                            h = (h + max(sign, ZERO) * z * p) * (TWO * abs(factor))
+                    x[e] = h
+                store(OUT, to, o_step, first, n_classes, x)
+                i += size
             row += step
 
     return kernel

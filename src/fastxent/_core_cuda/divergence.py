@@ -54,7 +54,7 @@ def teacher_of(real, lanes, teacher):
     """
     LOGITS, WEIGHTS, LABELS = teacher == "logits", teacher == "weights", teacher == "labels"
     group_sum, group_max = team(lanes).sum, team(lanes).max_float64
-    logit, _, row_sums, share = reader(real, STORAGES["float64"], lanes)
+    logit, _, row_sums, share, _ = reader(real, STORAGES["float64"], lanes)
 
     @device
     def sums(T, at, step, n_classes, lane, size, inv_t, BAD_ROW, place, flags, one, two, three, mask):
@@ -125,7 +125,7 @@ def divergence_kernel(storage, real, lanes, teacher, family, mode):
     FACTOR = float64(-1 if ENTROPY else 1)
     SYMMETRIC = family == FAMILIES[3]
     group_sum, seat = team(lanes).sum, team(lanes).seat
-    logit, _, row_sums, share = reader(storage, get_ready, lanes)
+    logit, _, row_sums, share, _ = reader(storage, get_ready, lanes)
     label_of = label_reader(get_ready, not LABELS)
     teacher_sums, teacher_class = teacher_of(real, lanes, teacher)
 

@@ -93,7 +93,10 @@ def curvature(
         0 if ignore_index is None else int(ignore_index), flags, 1.0 / temperature, z_loss, rows.FAMILIES[family], a, b,
         label_smoothing, factor, floor * temperature**2, scale / temperature**2,
     )  # fmt: skip
-    arguments = (logits.dtype, real, lanes, soft, mode)
+    others = (out.strides, _strides(x, logits)) + ((targets.strides,) if soft else ())
+    # the bound is float64, whose arithmetic takes longer than any load
+    wide = mode != "upper" and launch.takes_vectors(lanes, threads, logits, *others)
+    arguments = (logits.dtype, real, lanes, soft, mode, family == "cross_entropy", wide)
     kinds = (_curvature_signature, logits.dtype, targets.dtype if not soft else real_name(logits.dtype), real)
     launch.run(curvatures.curvature_kernel, arguments, kinds, grid, threads, context, values)
 

@@ -14,6 +14,7 @@ __all__ = [
     "advance",
     "as_float",
     "as_word",
+    "beyond_boundary",
     "bfloat16_pair",
     "divide",
     "exp2",
@@ -71,6 +72,17 @@ def store16(typingctx, pointer, index, words):
 def advance(typingctx, pointer, count):
     """Pointer to the element `count` places on; a row's own pointer leaves 32-bit indices within it."""
     return pointer(pointer, types.int64), lambda c, builder, s, args: builder.gep(args[0], [args[1]])
+
+
+@intrinsic
+def beyond_boundary(typingctx, pointer, index):
+    """Bytes from the 16-byte boundary at or before the element `index` to it."""
+
+    def codegen(context, builder, signature, args):
+        address = builder.ptrtoint(builder.gep(args[0], [args[1]]), ir.IntType(64))
+        return builder.and_(builder.trunc(address, WORD), WORD(15))
+
+    return types.int32(pointer, types.int64), codegen
 
 
 @intrinsic

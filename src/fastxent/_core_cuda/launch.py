@@ -441,7 +441,9 @@ def _careful(
         *((0, 0) if sample_weight is None else sample_weight.strides),
         ignore, flags, 1.0 / temperature, z_loss, number, a, b, label_smoothing, scale / temperature,
     )  # fmt: skip
-    arguments = (logits.dtype, lanes, soft, grad_out is not None)
+    others = ([] if grad_out is None else [grad_out.strides]) + ([t_strides] if soft else [])
+    wide = takes_vectors(lanes, threads, logits, *others)
+    arguments = (logits.dtype, lanes, soft, grad_out is not None, number == 0, wide)
     kinds = (_careful_signature, logits.dtype, targets.dtype)
     run(careful.careful_kernel, arguments, kinds, grid, threads, context, values)
     return partials
@@ -454,6 +456,17 @@ def team_of(n_classes, inner):
     if n_classes <= 1024:
         return SIZES.lanes[-1], SIZES.neighbours
     return BLOCK, SIZES.neighbours
+
+
+def takes_vectors(lanes, threads, logits, *strides):
+    """Whether a general kernel takes 16 bytes of a row at a time: no less than two for each of its threads.
+
+    `strides` of the other arrays: (outer, classes, inner). In fewer, too many threads would have none.
+    """
+    per_vector = STORAGES[logits.dtype].per_vector
+    if lanes == 1 or per_vector == 0 or any(step != 1 for _, step, _ in (logits.strides, *strides)):
+        return False
+    return logits.shape[1] >= 2 * per_vector * (threads if lanes == BLOCK else lanes)
 
 
 def totals_launch(context, targets, sample_weight, class_weight, n_classes, ignore_index, bad_out):

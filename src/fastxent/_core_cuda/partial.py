@@ -19,7 +19,7 @@ ZERO, ONE, INF, NAN = float64(0), float64(1), float64(math.inf), float64(math.na
 
 def state_kernel(storage, lanes):
     """m = max x, r = sum exp(x - m) without one maximum, t = m - x_y where the label is here, Z = sum (m - x)."""
-    logit, _, sums, _ = reader(storage, STORAGES["float64"], lanes)
+    logit, _, sums, _, _ = reader(storage, STORAGES["float64"], lanes)
     group_sum, seat = team(lanes).sum, team(lanes).seat
 
     def kernel(X, Y, M, R, T, Z, n_rows, n_columns, x_row, x_step, start):
@@ -69,7 +69,7 @@ def grad_kernel(storage, lanes):
     """weight (p (1 + pull) - spread), less weight share at the label; p - 1 there is minus the others' sum."""
     put = storage.put
     real = storage.real
-    logit, below, _, _ = reader(storage, STORAGES["float64"], lanes)
+    logit, below, _, _, _ = reader(storage, STORAGES["float64"], lanes)
     seat = team(lanes).seat
 
     def kernel(

@@ -38,7 +38,7 @@ def probability(real, activation):
 def rows_kernel(storage, lanes):
     """top, sum below it and number of maxima of every row, which softmax probabilities are made from."""
     real = storage.real
-    _, _, sums, _ = reader(storage, storage, lanes)
+    _, _, sums, _, _ = reader(storage, storage, lanes)
     seat = team(lanes).seat
     ONE = real(1)
 
@@ -80,7 +80,7 @@ def sums_kernel(storage, activation, soft, per_class):
     get, real = storage.get, storage.real
     SOFTMAX, SOFT, PER_CLASS = activation == "softmax", soft, per_class
     of = probability(real, activation)
-    logit, _, _, share = reader(storage, storage, 1)
+    logit, _, _, share, _ = reader(storage, storage, 1)
     group_sum = team(BLOCK).sum
     ZERO, ONE = real(0), real(1)
 
@@ -214,7 +214,7 @@ def grad_kernel(storage, lanes, activation, soft, per_class):
     put, real = storage.put, storage.real
     SOFTMAX, SIGMOID, SOFT, PER_CLASS = activation == "softmax", activation == "sigmoid", soft, per_class
     of = probability(real, activation)
-    logit, _, sums, share = reader(storage, storage, lanes)
+    logit, _, sums, share, _ = reader(storage, storage, lanes)
     group_sum, seat = team(lanes).sum, team(lanes).seat
     ZERO, ONE, HALF = real(0), real(1), real(0.5)
 

@@ -145,9 +145,7 @@ def finish(others, top, label, spread, n_classes, weight, own, scale, family, o)
     if family != 0:
         f, slope = member(family, p, q, ell, a, b, ONE)
     whole = on_label + float32(n_classes - 1) * off_label
-    loss = ZERO
-    if own != ZERO:
-        loss = own * whole * f
+    loss = times(own * whole, f)
     if off_label != ZERO and n_classes > 1:
         if lse == INF or (label == -INF and lse == lse):
             loss = INF

@@ -27,7 +27,7 @@ def system_kernel(storage, real, lanes, soft):
     """p, w = S p - q P / (1 - p), zeta = 2 z_loss, |w| before it cancels, and whether the row counts."""
     ready = STORAGES["float64"]
     group_sum, seat = team(lanes).sum, team(lanes).seat
-    logit, _, sums, share = reader(storage, ready, lanes)
+    logit, _, sums, share, _ = reader(storage, ready, lanes)
     label_of, target_of = label_reader(ready, soft), target_reader(ready, soft)
 
     def kernel(
