@@ -19,9 +19,9 @@ if getattr(numba_cuda, "implementation", None) != "NVIDIA":
 pytest.importorskip("cuda.bindings.nvjitlink", reason="nvidia-nvjitlink is not installed")
 cuda_sass = pytest.importorskip("cuda_sass", reason="cuda.bindings is not installed")
 
-careful, elements, launch, softmax, totals = (
+careful, elements, launch, softmax, split_row, totals, vectors = (
     importlib.import_module(f"fastxent._core_cuda.{name}")
-    for name in ("careful", "elements", "launch", "softmax", "totals")
+    for name in ("careful", "elements", "launch", "softmax", "split", "totals", "vectors")
 )
 boost, curvature, divergence, general, partial_of_classes, region, solve = (
     importlib.import_module(f"fastxent._core_cuda.{name}")
@@ -41,12 +41,16 @@ def rows(make, dtype, *arguments, threads, label="int64"):
 
 
 def split(dtype, saved):
-    kernel = softmax.split_kernel(STORAGES[dtype], saved, True, 256)
+    kernel = split_row.split_kernel(STORAGES[dtype], saved, True, 256)
     return kernel, launch._split_signature(dtype, "int64"), 256
 
 
 def partial(dtype):
-    return softmax.partial_kernel(STORAGES[dtype], False, 256), launch._partial_signature(dtype, "int64"), 256
+    return (
+        split_row.partial_kernel(STORAGES[dtype], False, 256),
+        launch._partial_signature(dtype, "int64"),
+        256,
+    )
 
 
 def flat(dtype, family=0):
@@ -118,7 +122,7 @@ def test_machine_code(variant, dtype, cc, tmp_path):
     assert not re.search(r"(?:div|rem)\.[su]64", code.ptx)
     if variant == "stream":
         per_vector = STORAGES[dtype].per_vector
-        elements_of_loop = softmax.UNROLL * per_vector
+        elements_of_loop = vectors.UNROLL * per_vector
         # the two sweeps: the loops of as many exponentials as elements (and one more, which rescales the sum)
         sums = [loop for loop in code.loops if loop["MUFU.EX2"] == elements_of_loop + 1]
         gradient = [loop for loop in code.loops if loop["MUFU.EX2"] == elements_of_loop and loop["STG.E.128"]]
@@ -126,7 +130,7 @@ def test_machine_code(variant, dtype, cc, tmp_path):
         ceiling = 6.0 if dtype == "float32" else 6.5
         for loop in sums + gradient:
             assert loop.total() / elements_of_loop <= ceiling
-            assert loop["LDG.E.128"] == softmax.UNROLL
+            assert loop["LDG.E.128"] == vectors.UNROLL
 
 
 @slow
@@ -144,7 +148,7 @@ def test_what_a_launch_links(variant, dtype, tmp_path):
     assert code.registers <= registers
     assert code.count("LDG.E.128", "LDG.E.128.CONSTANT") >= loads
     if variant == "stream":
-        many = softmax.UNROLL * STORAGES[dtype].per_vector
+        many = vectors.UNROLL * STORAGES[dtype].per_vector
         sweeps = [loop for loop in code.loops if loop["MUFU.EX2"] in (many, many + 1)]
         assert len(sweeps) == 2
         assert all(loop.total() / many <= 6.5 for loop in sweeps)

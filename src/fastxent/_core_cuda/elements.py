@@ -10,6 +10,7 @@ from numba import cuda, float32, float64, int64, uint32
 
 from . import intrinsics as on
 from .rows import BAD, DENOMINATOR, LOSS, POSITIVE, WEIGHT, times
+from .storage import packing
 from .strided import annihilated, positive_part, split_row
 from .teams import BLOCK, FULL, team
 
@@ -145,13 +146,13 @@ def flat_kernel(storage, targets, grad, family):
     """All elements in one piece, without weights: 16-byte vectors of the logits; targets in a storage, or bytes."""
     E = storage.per_vector
     SHIFT = E.bit_length() - 1
-    PER_WORD = storage.per_word
-    low, high, pack, get, put = storage.low, storage.high, storage.pack, storage.get, storage.put
+    get, put = storage.get, storage.put
+    unpack, packed = packing(storage)
     target_get = targets.get
     WIDE = targets.itemsize == 4 or targets.name == storage.name  # targets come in vectors too
     FAMILY = family  # a constant: a body with all families is too large to unroll
-    TWICE = targets.itemsize == 4 and PER_WORD == 2
-    target_low, target_high = targets.low, targets.high
+    TWICE = targets.itemsize == 4 and storage.per_word == 2
+    unpack_target, _ = packing(targets)
     GRAD = grad
     group_sum = team(BLOCK).sum
     ZERO, ONE = float32(0), float32(1)
@@ -174,23 +175,11 @@ def flat_kernel(storage, targets, grad, family):
         i = thread
         while i < vectors:
             at = head + (i << SHIFT)
-            four = on.load16(X, at)
-            for w in range(4):
-                x[w * PER_WORD] = low(four[w])
-                if PER_WORD == 2:
-                    x[w * 2 + 1] = high(four[w])
+            unpack(on.load16(X, at), x, 0)
             if WIDE:
-                first = on.load16(Y, at)
+                unpack_target(on.load16(Y, at), y, 0)
                 if TWICE:
-                    second = on.load16(Y, at + 4)
-                    for w in range(4):
-                        y[w] = target_low(first[w])
-                        y[w + 4] = target_low(second[w])
-                else:
-                    for w in range(4):
-                        y[w * PER_WORD] = target_low(first[w])
-                        if PER_WORD == 2:
-                            y[w * 2 + 1] = target_high(first[w])
+                    unpack_target(on.load16(Y, at + 4), y, 4)
             else:
                 for k in range(E):
                     y[k] = target_get(Y, at + k)
@@ -205,21 +194,7 @@ def flat_kernel(storage, targets, grad, family):
                 x[k] = g * scale
             total += some
             if GRAD:
-                if PER_WORD == 1:
-                    on.store16(
-                        G, at, (pack(x[0], x[0]), pack(x[1], x[1]), pack(x[2], x[2]), pack(x[3], x[3]))
-                    )
-                else:
-                    on.store16(
-                        G,
-                        at,
-                        (
-                            pack(x[0], x[1]),
-                            pack(x[2], x[3]),
-                            pack(x[E - 4], x[E - 3]),
-                            pack(x[E - 2], x[E - 1]),
-                        ),
-                    )
+                on.store16(G, at, packed(x, 0))
             i += step
         # the head's and the tail's elements, one to a thread
         at = int64(-1)

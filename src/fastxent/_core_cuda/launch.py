@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from numba import types
 
-from . import careful, elements, rows, softmax, totals
+from . import careful, elements, rows, softmax, split, totals
 from .queue import run
 from .storage import STORAGES
 from .teams import BLOCK
+from .vectors import UNROLL
 
 __all__ = [
     "EXACT",
@@ -71,7 +72,7 @@ class Sizes(NamedTuple):
     blocks: tuple = (64, 128, 256, 512)  # 1024 would leave a thread 64 registers, and spill
     stream: int = 512
     chunk: int = (
-        softmax.CHUNK
+        split.CHUNK
     )  # a multiple of chunk_threads vectors, so that a lane keeps its place in every chunk
     chunk_threads: int = 256
     few_rows: int = 132  # fewer rows than this leave multiprocessors idle
@@ -156,7 +157,7 @@ def plan(dtype, n_rows, n_classes, packed):
         for each in (4, 8) if threads == SIZES.blocks[-1] else (4,):
             if vectors <= each * threads:
                 return Plan("resident", each, BLOCK, threads, n_rows, n_rows)
-    return Plan("stream", softmax.UNROLL, BLOCK, SIZES.stream, n_rows, n_rows)
+    return Plan("stream", UNROLL, BLOCK, SIZES.stream, n_rows, n_rows)
 
 
 # ------------------------------------------------------------------------------------------------------- launches
@@ -359,7 +360,7 @@ def softmax_launch(
         values = (head[0], head[2], states.pointer, *before[1:3], before[4], base2, chunks)
         kind = (_partial_signature, dtype, targets.dtype)
         options = (dtype, smooth, threads, SIZES.chunk)
-        run(softmax.partial_kernel, options, kind, grid, threads, context, values)
+        run(split.partial_kernel, options, kind, grid, threads, context, values)
     if grad or not saved:
         values = (*head, states.pointer, *tail, temperature, chunks)
         run(make, arguments, kinds, grid if grad else n_rows, threads, context, values)
@@ -405,7 +406,7 @@ def _way(
     elif regime == "stream":
         make, arguments = softmax.stream_kernel, (dtype, smooth, grad, threads)
     else:
-        make, arguments = softmax.split_kernel, (dtype, regime == "saved", grad, threads, sizes.chunk)
+        make, arguments = split.split_kernel, (dtype, regime == "saved", grad, threads, sizes.chunk)
         kinds = (_split_signature, dtype, label)
     off = 0.0
     exclude = bool(flags & rows.EXCLUDE)

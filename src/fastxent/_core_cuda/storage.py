@@ -4,13 +4,14 @@ float16 and bfloat16 are raw 16-bit words to the kernels, two values to a 32-bit
 the careful kernels read it.
 """
 
+import functools
 from typing import NamedTuple
 
 from numba import cuda, float32, float64, uint8, uint16, uint32
 
 from . import intrinsics as on
 
-__all__ = ["STORAGES", "Storage"]
+__all__ = ["STORAGES", "Storage", "packing"]
 
 
 class Storage(NamedTuple):
@@ -152,3 +153,40 @@ STORAGES = {
         Storage("float64", float64, float64, 8, 0, None, None, None, _get_float64, _put),
     )
 }
+
+
+@functools.cache
+def packing(storage):
+    """Four words to the values that they hold, and back: (words, values, at), (values, at) -> words.
+
+    `values[at:]` of an array of float32, or of a wider type of real numbers.
+    """
+    PER_WORD = storage.per_word
+    low, high, pack = storage.low, storage.high, storage.pack
+
+    @device
+    def unpack_words(words, values, at):
+        for w in range(4):
+            values[at + w] = low(words[w])
+
+    @device
+    def unpack_pairs(words, values, at):
+        for w in range(4):
+            values[at + 2 * w] = low(words[w])
+            values[at + 2 * w + 1] = high(words[w])
+
+    @device
+    def pack_words(values, at):
+        a, b, c, d = values[at], values[at + 1], values[at + 2], values[at + 3]
+        return pack(a, a), pack(b, b), pack(c, c), pack(d, d)
+
+    @device
+    def pack_pairs(values, at):
+        return (
+            pack(values[at], values[at + 1]),
+            pack(values[at + 2], values[at + 3]),
+            pack(values[at + 4], values[at + 5]),
+            pack(values[at + 6], values[at + 7]),
+        )
+
+    return (unpack_pairs, pack_pairs) if PER_WORD == 2 else (unpack_words, pack_words)

@@ -16,6 +16,7 @@ from numba import cuda, float32, float64, int64
 
 from . import intrinsics as on
 from .rows import ABSOLUTE, BAD, BIAS, FLOORED, IGNORE, WEIGHT
+from .storage import STORAGES, packing
 from .teams import team
 
 __all__ = [
@@ -122,7 +123,8 @@ def by_vectors(storage):
     """`Walk` in steps of 16 bytes of the logits, whose neighbouring classes are neighbours in memory."""
     E, PER_WORD = storage.per_vector, storage.per_word
     SHIFT, BYTES = E.bit_length() - 1, storage.itemsize.bit_length() - 1
-    get, put, low, high, pack = storage.get, storage.put, storage.low, storage.high, storage.pack
+    get, put = storage.get, storage.put
+    (unpack, packed), (unpack_real, _) = packing(storage), packing(STORAGES["float32"])
 
     @device
     def span(X, origin, n_classes):
@@ -141,11 +143,7 @@ def by_vectors(storage):
     def load(X, origin, step, k, n_classes, values):
         at = origin + k
         if whole(X, at, k, n_classes):
-            four = on.load16(X, at)
-            for w in range(4):
-                values[w * PER_WORD] = low(four[w])
-                if PER_WORD == 2:
-                    values[w * 2 + 1] = high(four[w])
+            unpack(on.load16(X, at), values, 0)
         else:
             for e in range(E):
                 if inside(k + e, n_classes):
@@ -156,9 +154,7 @@ def by_vectors(storage):
         at = origin + k
         if whole(X, at, k, n_classes):
             for q in range(PER_WORD):
-                four = on.load16(X, at + 4 * q)
-                for w in range(4):
-                    values[4 * q + w] = on.as_float(four[w])
+                unpack_real(on.load16(X, at + 4 * q), values, 4 * q)
         else:
             for e in range(E):
                 if inside(k + e, n_classes):
@@ -168,13 +164,7 @@ def by_vectors(storage):
     def store(G, origin, step, k, n_classes, values):
         at = origin + k
         if whole(G, at, k, n_classes):
-            if PER_WORD == 1:
-                a, b, c, d = values[0], values[1], values[2], values[3]
-                on.store16(G, at, (pack(a, a), pack(b, b), pack(c, c), pack(d, d)))
-            else:
-                a, b = pack(values[0], values[1]), pack(values[2], values[3])
-                c, d = pack(values[E - 4], values[E - 3]), pack(values[E - 2], values[E - 1])
-                on.store16(G, at, (a, b, c, d))
+            on.store16(G, at, packed(values, 0))
         else:
             for e in range(E):
                 if inside(k + e, n_classes):
