@@ -129,7 +129,7 @@ def test_general_part(bench, in_memory, monkeypatch):
     errors = {}
     rows = list(bench.general_rows(in_memory, False, errors))
     assert set(errors) == set()
-    assert len(rows) == 7 * len(bench.DTYPES)
+    assert len(rows) == 9 * len(bench.DTYPES)
     limits = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2e-2}
     assert all(row["largest error"] < limits[row["dtype"]] for row in rows), rows
 

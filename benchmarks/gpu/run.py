@@ -646,6 +646,8 @@ def general_calls(torch, n, k, dtype):
         "grad_hess": lambda z: fx.SoftmaxCrossEntropy().grad_hess(z, y, **options),
         "focal upper": lambda z: focal.grad_hess(z, y, hessian="upper", **options)[1],
         "hvp": lambda z: focal.hvp(z, y, x.to(z.dtype), **options),
+        "cross-entropy hvp": lambda z: fx.SoftmaxCrossEntropy().hvp(z, y, x.to(z.dtype), **options),
+        "soft targets": lambda z: fx.softmax_cross_entropy_with_grad(z, soft.to(z.dtype), **options),
         "jensen_shannon": lambda z: fx.JensenShannonLoss().loss_grad(z, soft.to(z.dtype), **options),
         "distillation": lambda z: fx.DistillationLoss().loss_grad(z, (y, x.to(z.dtype)), **options),
         "binary hess": lambda z: fx.BinaryFocalLoss().grad_hess(z, soft.to(z.dtype), **options),

@@ -123,8 +123,8 @@ def finish(others, top, label, spread, n_classes, weight, own, scale, family, o)
     """Loss, lse, and A, B, g_y of the gradient, of a row whose label's logit is `label`.
 
     o = (1 / T, log2(e) / T, z_loss, a, b, target of the label, target of every other class); with a target of the
-    others (label smoothing, for cross-entropy) `spread` is the sum of x_k - label. An infinite logit can make that sum
-    a NaN where the loss, sum q_k (lse - x_k) + z lse^2, is infinite.
+    others (label smoothing, for cross-entropy) `spread` is the sum of x_k - label, a NaN where an infinite logit
+    makes the loss infinite.
     """
     inv_t, base2, z, a, b, on_label, off_label = o
     e = careful_exp(label, top, base2)
@@ -146,11 +146,8 @@ def finish(others, top, label, spread, n_classes, weight, own, scale, family, o)
         f, slope = member(family, p, q, ell, a, b, ONE)
     whole = on_label + float32(n_classes - 1) * off_label
     loss = times(own * whole, f)
-    if off_label != ZERO and n_classes > 1:
-        if lse == INF or (label == -INF and lse == lse):
-            loss = INF
-        else:
-            loss -= off_label * inv_t * spread
+    if off_label != ZERO and n_classes > 1 and loss < INF:
+        loss = INF if lse == INF else loss - off_label * inv_t * spread
     coefficient = own * whole * slope
     if z != ZERO:
         loss = INF if lse == INF else loss + z * lse * lse
