@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh import HANGS, printed, run_python
 
 import fastxent as fx
 
@@ -197,17 +198,6 @@ def test_doors_of_a_family_share_their_options():
 # Loading --------------------------------------------------------------------------------------------------
 
 
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
-
 def test_import_loads_numpy_and_the_extension_only():
     code = f"""
 import json, sys
@@ -218,9 +208,7 @@ new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 print(json.dumps(sorted(m for m in sys.modules if m.startswith("fastxent."))))
 """
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
-    heavy, own = map(json.loads, done.stdout.splitlines())
+    heavy, own = map(json.loads, printed(code).splitlines())
     assert heavy == []
     allowed = {
         "_memory",
@@ -248,9 +236,7 @@ fx.SoftmaxCrossEntropy().grad_hess([[1.0, 2.0]], [0])
 dir(fx)
 print([name for name in {HEAVY!r} if name in sys.modules])
 """
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 def stub_names(path):
@@ -353,9 +339,7 @@ worker.join()
 assert np.array_equal(np.full(64, 1e-40, np.float32) * np.float32(1), np.full(64, 1e-40, np.float32))
 print(results)
 """
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[True, True]"
+    assert printed(code) == "[True, True]"
 
 
 def extension_file():
@@ -473,7 +457,7 @@ def test_every_instruction_set_is_exact(isa):
         [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "-k", select, *files],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
         cwd=ROOT,
         env={**os.environ, "FASTXENT_ISA": isa},
         check=False,

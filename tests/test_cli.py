@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from fresh import HANGS, printed
 
 import fastxent
 from fastxent import cli
@@ -29,7 +30,7 @@ def run(*arguments, **options):
     code = "import sys; from fastxent.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(
-        command, **{"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 300, **options}
+        command, **{"capture_output": True, "text": True, "encoding": "utf-8", "timeout": HANGS, **options}
     )
 
 
@@ -115,7 +116,7 @@ class TestDemo:
     @pytest.mark.skipif(os.name == "nt", reason="the pipe is POSIX")
     def test_the_reader_of_the_pipe_leaves(self):
         script = f'"{sys.executable}" -c "from fastxent.cli import main; main()" info | head -n 0'
-        done = subprocess.run(script, shell=True, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(script, shell=True, capture_output=True, text=True, timeout=HANGS)
         assert "Traceback" not in done.stderr
         assert "BrokenPipe" not in done.stderr
 
@@ -407,7 +408,7 @@ def test_the_command_is_installed():
 def test_importing_the_command_line_is_light():
     heavy = [name for name in ("sklearn", "matplotlib", "torch", "numba") if importlib.util.find_spec(name)]
     code = f"import sys, fastxent.cli; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 def test_no_command_shows_where_to_start(capsys):

@@ -6,14 +6,13 @@ import io
 import json
 import os
 import stat
-import subprocess
-import sys
 import warnings
 import zipfile
 from itertools import product
 
 import numpy as np
 import pytest
+from fresh import printed, run_python
 from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_iris
@@ -206,10 +205,7 @@ pickle.dumps = pickle.dump = pickle.loads = pickle.load = pickle.Pickler = pickl
 model.save({str(tmp_path / "m.npz")!r})
 print(fx.load({str(tmp_path / "m.npz")!r}).predict([[2.0]])[0])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stdout.strip() == "b", done.stderr
+    assert printed(code) == "b"
 
 
 # -------------------------------------------------------------------------------------------------------- refusals
@@ -660,8 +656,7 @@ _files.os.replace = lambda *paths: os._exit(9)
 fx.LogisticRegression().save({str(saved)!r})
 """
     before = saved.read_bytes()
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
-    assert done.returncode == 9
+    assert run_python(code).returncode == 9
     assert saved.read_bytes() == before
     assert isinstance(fx.load(saved), fx.MLPClassifier)
 

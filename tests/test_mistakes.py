@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
+from fresh import run_python
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
@@ -132,10 +131,7 @@ import fastxent as fx
 for _ in range(3):
     fx.softmax_cross_entropy([[0.25, 0.75], [0.5, 0.5]], [0, 1])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stderr.count("UserWarning") == 1
+    assert run_python(code).stderr.count("UserWarning") == 1
 
 
 # Targets --------------------------------------------------------------------------------------------------

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import mpmath
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from fresh import printed
 from sklearn.datasets import load_digits
 
 import fastxent as fx
@@ -246,9 +243,7 @@ for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-4)):
 
 @pytest.mark.parametrize("isa", fx._backend.describe()["cpu"].get("instruction_sets", []))
 def test_every_instruction_set(isa):
-    env = os.environ | {"FASTXENT_ISA": isa, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, isa], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    printed(SCRIPT, isa, FASTXENT_ISA=isa, PYTHONWARNINGS="ignore")
 
 
 INTERRUPTED = """
@@ -277,8 +272,7 @@ print(late, time.perf_counter() - sent[0])
 
 def test_interrupt_is_answered_between_steps():
     """An epoch takes longer than the half second after which the signal comes; the model keeps whole steps."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    printed(INTERRUPTED)
 
 
 def test_run_stops_when_time_is_up_and_goes_on():

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh import printed
 from numpy.testing import assert_allclose
 
 import fastxent as fx
@@ -56,13 +56,8 @@ json.dump({**document, "exact": exact}, sys.stdout)
 @pytest.mark.parametrize("isa", fx._backend.describe()["cpu"].get("instruction_sets", []))
 def test_every_instruction_set_gives_the_stored_numbers(isa, stored):
     """Within the bound on each; on the one that wrote them, built by the compiler that did, to the last bit."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK],
-        capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "FASTXENT_ISA": isa, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    found = json.loads(printed(CHECK, FASTXENT_ISA=isa, PYTHONPATH=path))
     assert found["instruction_set"] == isa
     assert found["cases"].keys() == stored["cases"].keys()
     off = distances(stored["cases"], found["cases"], set(found["exact"]))

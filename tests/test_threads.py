@@ -18,26 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fresh import HANGS, printed
 from numpy.testing import assert_array_equal
 
 import fastxent as fx
 
 THREADS = (1, 2, 3, 4)
 posix = pytest.mark.skipif(os.name != "posix", reason="fork and SIGINT are POSIX")
-
-
-def run_python(code, timeout=60, **environment):
-    """Run a script in a fresh interpreter; its standard output."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # Few classes, both sides of the 64 where they end, one block per few rows, and rows of many blocks each.
@@ -148,7 +135,7 @@ def test_no_threads(backend, bad):
 def test_import_leaves_the_gil_off():
     """A free-threaded interpreter switches its GIL on for an extension that does not declare that it can do without."""
     code = "import sys, fastxent.linear, fastxent.logistic, fastxent.mlp; print(sys._is_gil_enabled())"
-    assert run_python(code).strip() == "False"
+    assert printed(code) == "False"
 
 
 def test_more_threads_than_processors(backend):
@@ -265,7 +252,7 @@ print("finished")
 def test_fork(backend):
     """A child of a process whose threads have worked finishes with the same bits, and so does its child."""
     code = FORK.format(backend=backend)
-    assert run_python("import warnings; warnings.simplefilter('ignore')\n" + code).strip() == "finished"
+    assert printed("import warnings; warnings.simplefilter('ignore')\n" + code) == "finished"
 
 
 FORK_BESIDE = """
@@ -298,7 +285,7 @@ print("finished")
 @pytest.mark.compiled
 def test_fork_while_another_thread_is_inside_a_kernel():
     code = FORK_BESIDE.format(backend="cpu")
-    assert run_python("import warnings; warnings.simplefilter('ignore')\n" + code).strip() == "finished"
+    assert printed("import warnings; warnings.simplefilter('ignore')\n" + code) == "finished"
 
 
 INTERRUPT = """
@@ -311,10 +298,11 @@ wide = np.broadcast_to(row, (2**{rows}, 2**17))
 y = np.broadcast_to(np.int32(5), 2**{rows})
 fx.softmax_cross_entropy(wide[:64], y[:64], backend="cpu", num_threads={threads})
 print("inside", flush=True)
+start = time.process_time()
 try:
     fx.softmax_cross_entropy(wide, y, reduction="sum", backend="cpu", num_threads={threads})
 except KeyboardInterrupt:
-    print("interrupted", flush=True)
+    print("interrupted", time.process_time() - start, flush=True)
     small = fx.softmax_cross_entropy(wide[:64], y[:64], backend="cpu", num_threads={threads})
     print("alive" if small > 0 else "wrong", flush=True)
 else:
@@ -328,7 +316,8 @@ else:
 def test_ctrl_c(threads):
     """A kernel of half a minute ends with KeyboardInterrupt soon after the signal, and the next call works.
 
-    The guarantee is 0.2 s; the limit here is two seconds, because the machine may be busy with other tests.
+    The guarantee is 0.2 s. Here it is the processor's time that is limited, to five seconds of each thread with the
+    half second before the signal: a busy machine may be late with the signal and with the answer.
     """
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPT.format(rows=20, threads=threads)],
@@ -341,11 +330,11 @@ def test_ctrl_c(threads):
         time.sleep(0.5)
         assert child.poll() is None
         child.send_signal(signal.SIGINT)
-        sent = time.monotonic()
-        assert child.stdout.readline().strip() == "interrupted"
-        assert time.monotonic() - sent < 2
+        word, seconds = child.stdout.readline().split()
+        assert word == "interrupted"
+        assert float(seconds) < 5 * threads
         assert child.stdout.readline().strip() == "alive"
-        _, stderr = child.communicate(timeout=20)
+        _, stderr = child.communicate(timeout=HANGS)
         assert child.returncode == 0, stderr
     finally:
         child.kill()
@@ -369,4 +358,4 @@ print(count() - before)
 """
     if not os.path.isdir("/proc/self/task"):
         pytest.skip("counts threads in /proc")
-    assert run_python(code, OMP_NUM_THREADS="1").strip() == "0"
+    assert printed(code, OMP_NUM_THREADS="1") == "0"
