@@ -22,6 +22,8 @@ PARALLEL_TESTS := $(patsubst %,tests/test_%.py,golden softmax sigmoid binary edg
 PARALLEL_THREADS ?= 8
 FUZZ_TARGETS := small softmax sigmoid family elementwise linear shards boost distributions network load
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where bytecode is not kept, each process of the tests compiles the package, and pytest every file of tests, once more.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Whatever changes the extensions: a suffix missing here would leave an old one in place.
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name '*.inc')

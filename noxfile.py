@@ -53,7 +53,8 @@ def wheel_of(session):
     tag = answer(session, "import sys; print(f'cp{sys.version_info.major}{sys.version_info.minor}')")
     free = answer(session, "import sysconfig; print(sysconfig.get_config_var('Py_GIL_DISABLED') or 0)") == "1"
     pattern = f"*-{tag}-{tag}{'t' * free}-*.whl"
-    sources = [path for path in (ROOT / "src").rglob("*") if path.suffix not in ("", ".so", ".pyc")]
+    package = ROOT / "src" / "fastxent"  # beside it lies what every build writes anew
+    sources = [path for path in package.rglob("*") if path.suffix not in ("", ".so", ".pyc")]
     newest = max(path.stat().st_mtime for path in [ROOT / "setup.py", ROOT / "pyproject.toml", *sources])
     if not any(path.stat().st_mtime > newest for path in WHEELS.glob(pattern)):
         session.install("--group", "build")
