@@ -70,9 +70,13 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.nodeid not in passed]
 
 
-@pytest.fixture(scope="session", params=["numpy", pytest.param("cpu", marks=pytest.mark.compiled)])
+@pytest.fixture(scope="module", params=["numpy", pytest.param("cpu", marks=pytest.mark.compiled)])
 def backend(request):
-    """Name of a layer-0 backend; every test that takes it runs on each."""
+    """Name of a layer-0 backend; every test that takes it runs on each.
+
+    Per module: for a session, pytest would put the tests of one backend before those of the other, which means into
+    another process, where everything is asked of the oracle again.
+    """
     return request.param
 
 
@@ -87,7 +91,7 @@ def put(request, monkeypatch):
     return cuda_twin.put if request.param == "cupy" else lambda x: torch.from_numpy(np.array(x))
 
 
-@pytest.fixture(scope="session", params=["float32", "float64"])
+@pytest.fixture(scope="module", params=["float32", "float64"])
 def dtype(request):
     """Compute dtype of the kernels."""
     return request.param
