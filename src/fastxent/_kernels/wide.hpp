@@ -1,7 +1,7 @@
 // Softmax rows one after another, lanes are classes: every row stays in the cache for its three sweeps.
 namespace FX_NS { namespace {
 
-enum { AHEAD = 1 << 17, WRITE_AHEAD = 1024 };   // bytes: a longer row is not asked for by the row before it; between e and the line asked for
+enum { AHEAD = 1 << 17, WRITE_AHEAD = 1024 };   // bytes: a longer row (twice that without e) is not asked for by the row before it; between e and the line asked for
 
 // What a row, or a piece of it, adds up lane by lane: e without and with the maximum; q (m - u), q, and where q (m - u) is infinite.
 template <class T> struct Parts { typename Vec<T>::V rest = {}, all = {}, far = {}, share = {}, infinite = {}; typename Vec<T>::IV odd = {}; };
@@ -150,7 +150,7 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(goal[k]) && out->bad < 0) out->bad = i0 + r;
         weight[r] = 0;
       } else {
-        const char* const next = i0 + r + 1 < end && K * item <= AHEAD ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
+        const char* const next = i0 + r + 1 < end && K * item <= (e ? AHEAD : 2 * AHEAD) ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
         const RowSums<T> s = e ? row_sums<T, MODE, true>(z, e, goal, target, K, m, last, next, item)
                                : row_sums<T, MODE, false>(z, e, goal, target, K, m, last, next, item);
         if (MODE >= SOFT && s.odd && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
