@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fresh import HANGS
 
 import fastxent as fx
 from fastxent._threads import ordered_map
@@ -20,11 +19,11 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="li
 SCRIPT = Path(__file__).with_name("faults.py")
 
 
-def run(*arguments, **environment):
+def run(*arguments, timeout=300, **environment):
     """What a script in a process of its own prints."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        capture_output=True, text=True, timeout=HANGS, check=False, env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -131,7 +131,9 @@ import fastxent as fx
 for _ in range(3):
     fx.softmax_cross_entropy([[0.25, 0.75], [0.5, 0.5]], [0, 1])
 """
-    assert run_python(code).stderr.count("UserWarning") == 1
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("UserWarning") == 1
 
 
 # Targets --------------------------------------------------------------------------------------------------

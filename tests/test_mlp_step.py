@@ -232,22 +232,25 @@ from sklearn.datasets import load_digits
 assert fx._backend.describe()["cpu"]["instruction_set"] == sys.argv[1]
 X, y = load_digits(return_X_y=True)
 X = X[:200] / 16
+fits = 0
 for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-4)):
     for activation in ("relu", "tanh", "gelu"):
         a, b = (fx.MLPClassifier((70, 33), activation=activation, batch_size=37, max_iter=2, random_state=0, backend=k,
                                  tol=0, dropout=0.2).fit(X.astype(dtype), y[:200]) for k in ("numpy", "cpu"))
         for p, q in zip(a.coefs_, b.coefs_):
             assert abs(p - q).max() <= tolerance * abs(p).max(), (dtype, activation)
+        fits += 1
+print(fits, "fits agree")
 """
 
 
 @pytest.mark.parametrize("isa", fx._backend.describe()["cpu"].get("instruction_sets", []))
 def test_every_instruction_set(isa):
-    printed(SCRIPT, isa, FASTXENT_ISA=isa, PYTHONWARNINGS="ignore")
+    assert printed(SCRIPT, isa, timeout=300, FASTXENT_ISA=isa, PYTHONWARNINGS="ignore") == "6 fits agree"
 
 
 INTERRUPTED = """
-import signal, time, warnings
+import signal, warnings
 import numpy as np
 from fastxent.mlp import MLPClassifier
 warnings.simplefilter("ignore")
@@ -256,23 +259,19 @@ X, y = rng.normal(size=(60_000, 64)).astype(np.float32), rng.integers(0, 10, 60_
 model = MLPClassifier((256,), batch_size=64, max_iter=1000, tol=0, random_state=0)
 sent = []
 def send(*_):
-    sent.append(time.perf_counter())
+    sent.append(1)
     raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, lambda *_: None)
 signal.signal(signal.SIGALRM, send)
-start = time.perf_counter()
 signal.setitimer(signal.ITIMER_REAL, 0.5)
 model.fit(X, y)
-assert sent, "never interrupted"
-late = time.perf_counter() - start - 0.5
-assert np.isfinite(model.coefs_[0]).all()
-print(late, time.perf_counter() - sent[0])
+print(len(sent), "signal,", np.isfinite(model.coefs_[0]).sum(), "finite weights")
 """
 
 
 def test_interrupt_is_answered_between_steps():
     """An epoch takes longer than the half second after which the signal comes; the model keeps whole steps."""
-    printed(INTERRUPTED)
+    assert printed(INTERRUPTED) == f"1 signal, {64 * 256} finite weights"
 
 
 def test_run_stops_when_time_is_up_and_goes_on():

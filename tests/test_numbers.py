@@ -57,7 +57,7 @@ json.dump({**document, "exact": exact}, sys.stdout)
 def test_every_instruction_set_gives_the_stored_numbers(isa, stored):
     """Within the bound on each; on the one that wrote them, built by the compiler that did, to the last bit."""
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    found = json.loads(printed(CHECK, FASTXENT_ISA=isa, PYTHONPATH=path))
+    found = json.loads(printed(CHECK, timeout=120, FASTXENT_ISA=isa, PYTHONPATH=path))
     assert found["instruction_set"] == isa
     assert found["cases"].keys() == stored["cases"].keys()
     off = distances(stored["cases"], found["cases"], set(found["exact"]))

@@ -225,14 +225,14 @@ before = fx.softmax_cross_entropy_with_grad(z, y, num_threads=2, backend=backend
 for depth in range(2):
     child = os.fork()
     if child == 0:
-        signal.alarm(300)
+        signal.alarm(30)
         after = fx.softmax_cross_entropy_with_grad(z, y, num_threads=2, backend=backend)
         alone = fx.sigmoid_cross_entropy(z, (z > 0), num_threads=4, backend=backend)
         good = after[0] == before[0] and (after[1] == before[1]).all() and alone > 0
         if depth:
             grandchild = os.fork()
             if grandchild == 0:
-                signal.alarm(300)
+                signal.alarm(30)
                 again = fx.softmax_cross_entropy(z, y, num_threads=3, backend=backend)
                 os._exit(0 if again == before[0] else 3)
             good = good and os.waitpid(grandchild, 0)[1] == 0
@@ -267,7 +267,7 @@ worker.start()
 for _ in range(8):
     child = os.fork()
     if child == 0:
-        signal.alarm(300)
+        signal.alarm(30)
         os._exit(0 if fx.softmax_cross_entropy(z, y, num_threads=2, backend="{backend}") == expected else 3)
     status = os.waitpid(child, 0)[1]
     assert status == 0, f"the child ended with status {{status}}"
@@ -296,13 +296,13 @@ fx.softmax_cross_entropy(wide[:64], y[:64], backend="cpu", num_threads={threads}
 sent = []
 def send():
     time.sleep(0.5)
-    sent.append(time.process_time())
+    sent.append(time.monotonic())
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=send, daemon=True).start()
 try:
     fx.softmax_cross_entropy(wide, y, reduction="sum", backend="cpu", num_threads={threads})
 except KeyboardInterrupt:
-    print("interrupted", time.process_time() - sent[0])
+    print("interrupted", time.monotonic() - sent[0])
     small = fx.softmax_cross_entropy(wide[:64], y[:64], backend="cpu", num_threads={threads})
     print("alive" if small > 0 else "wrong")
 else:
@@ -316,8 +316,7 @@ else:
 def test_ctrl_c(threads):
     """A kernel of half a minute ends with KeyboardInterrupt soon after the signal, and the next call works.
 
-    The guarantee is 0.2 s. Here it is the processor's time after the signal that may be two seconds, of all threads
-    together: a busy machine may be late with the answer.
+    The guarantee is 0.2 s; the limit here is two seconds, because the machine may be busy with other tests.
     """
     answer, life = printed(INTERRUPT.format(rows=20, threads=threads)).splitlines()
     word, seconds = answer.split()
