@@ -70,8 +70,9 @@ def install(session, choice):
     command = [*uv, "compile", "-q", "pyproject.toml", "--group", "test", "--only-binary", ":all:"]
     command += ["--python", answer(session, "import sys; print(sys.executable)"), "-o", folder / "pins.txt"]
     command += ["--resolution", "lowest-direct" if choice == "oldest" else "highest"]
-    if choice not in ("oldest", "newest"):
-        (folder / "chosen.txt").write_text(choice)
+    if choice != "newest":
+        # the oldest Matplotlib calls what newer versions of pyparsing, which it brings, deprecate
+        (folder / "chosen.txt").write_text("pyparsing<3.3" if choice == "oldest" else choice)
         command += ["--constraint", folder / "chosen.txt"]
     session.run(*command, external=True)
     session.run(*uv, "sync", "-q", "--only-binary", ":all:", folder / "pins.txt", external=True)

@@ -728,6 +728,7 @@ def test_partial_fit_refuses():
     "options", [{}, {"l1_ratio": 1.0, "C": 0.1}, {"C": np.inf}, {"solver": "newton-cg"}], ids=str
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:Setting penalty=None:UserWarning")  # scikit-learn 1.8 to its own C=inf
 def test_to_sklearn(k, options):
     X, y = small(k=k)
     names = np.array(["a", "b", "c"])[y]

@@ -115,6 +115,13 @@ def test_any_split_is_the_whole(problem, label_smoothing, z_loss, weighted):
     assert_same(cut(z, y, cuts), z, y, reduction="sum", **options)
 
 
+@pytest.mark.parametrize("weight", [1.0, 1e6])
+def test_the_rounding_of_a_subnormal_is_not_multiplied(weight):
+    z = np.array([[9821.5, 10189.25, 10311.75, 10309.25, 10545.25]])
+    options = {"z_loss": 1e-3, "sample_weight": np.array([weight])}
+    assert_same(cut(z, np.array([2]), []), z, np.array([2]), reduction="sum", **options)
+
+
 @given(problems(), st.randoms(use_true_random=False))
 def test_any_order_and_grouping(problem, random):
     z, y, cuts, _ = problem

@@ -570,19 +570,17 @@ def partial_grad(logits, labels, start, m, r, t, pull, weight, spread, share, gr
     """
     k = logits.shape[1]
     for b in _blocks(*logits.shape):
-        _, p = _exponentials(logits[b].astype(np.float64), m[b, None], logits.dtype)
-        p /= 1 + r[b, None]
-        more = _product(p, pull[b, None])
-        g = p + more - spread
+        gap, e = _exponentials(logits[b].astype(np.float64), m[b, None], logits.dtype)
+        unit = weight[b, None] / (1 + r[b, None])
+        g = _scaled(gap, e, unit * (1 + pull[b, None])) - spread * weight[b, None]
         at = labels[b] - start
         here = np.flatnonzero((at >= 0) & (at < k))
         column = at[here]
         if spread:
-            g[here, column] -= share
+            g[here, column] -= share * weight[b][here]
         else:
-            others = np.where(t == 0, r, 1 + r - np.exp(-t))[b] / (1 + r[b])
-            g[here, column] = more[here, column] - others[here]
-        g *= weight[b, None]
+            others = np.where(t == 0, r, 1 + r - np.exp(-t))[b]
+            g[here, column] = (_product(e[here, column], pull[b][here]) - others[here]) * unit[here, 0]
         g[weight[b] == 0] = 0
         grad_out[b] = g
 
@@ -678,6 +676,16 @@ def _exponentials(x, m, dtype):
         remainder *= e
         e += remainder
     return np.negative(d, out=d), e
+
+
+def _scaled(gap, e, factor):
+    """e * factor with e = exp(-gap); where e is subnormal, its rounding is not multiplied."""
+    product = _product(e, factor)
+    low = (e < np.finfo(e.dtype).smallest_normal) & (gap < np.inf) & np.isfinite(factor)
+    if low.any():
+        half = np.exp(gap[low] / -2)
+        product[low] = half * (half * np.broadcast_to(factor, e.shape)[low])
+    return product
 
 
 def _blocks(n_rows, k):

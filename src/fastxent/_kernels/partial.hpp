@@ -53,9 +53,9 @@ template <class T> static void partial_grad(const fx::Shard* a, ptrdiff_t begin,
       for (ptrdiff_t k = 0; k < S; k++) {
         D e = exp_of<double>(x[k], s);
         if (!finite) { const D below = x[k] < m ? D{} : D{} + __builtin_nan(""); e = x[k] == m ? D{} + 1. : below; }
-        const D p = e * by, more = p * pull, g = p + (p == 0. ? D{} : more) - a->spread;
-        const D own = a->spread != 0 ? g - a->share : (p == 0. ? D{} : more) - others;
-        const D value = (L::classes(k) == (int64_t)here ? own : g) * v;
+        const D none = e * (by * v), g = (e == 0. ? none : e * (by * v * (1 + pull))) - a->spread * v;   // no product before the last is subnormal
+        const D own = a->spread != 0 ? g - a->share * v : (e == 0. ? none : e * (by * v * pull)) - others * v;
+        const D value = L::classes(k) == (int64_t)here ? own : g;
         x[k] = dead ? D{} : value;
       }
       store_doubles<T, false>(a->storage, x, to, 1, i, 1, n);

@@ -248,11 +248,13 @@ template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdi
   else sigmoid_loop<T, true, false>(a, begin, end, out);
 }
 
-// From probabilities, with libm's logarithms: not a hot loop.  No clamp; p - y is exact where it matters.
-static inline float log_of(float x) { return __builtin_logf(x); }
-static inline double log_of(double x) { return __builtin_log(x); }
-static inline float log1p_any(float x) { return __builtin_log1pf(x); }
-static inline double log1p_any(double x) { return __builtin_log1p(x); }
+// From probabilities, in double, without libm, whose logarithms differ from one system to the next: log p = -log1p((1 - p) / p).  No clamp.
+static inline double log_of(double p) {
+  if (p == 0) return -__builtin_inf();
+  const bool tiny = p < 0x1p-1000; if (tiny) p *= 0x1p128;              // where (1 - p) / p could overflow
+  return -log1p_of((1 - p) / p) - (tiny ? 128 * Num<double>::ln2 : 0.);
+}
+static inline double log_of_rest(double p) { return p == 1 ? -__builtin_inf() : -log1p_of(p / (1 - p)); }   // log(1 - p)
 template <class T> static void binary(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
   const T keep = T(1 - a->smoothing), half = T(a->smoothing / 2), scale = T(a->scale);
   const ptrdiff_t cols = a->cols, item = item_size<T>(a->storage); double total = 0;
@@ -267,7 +269,7 @@ template <class T> static void binary(const Elements* a, ptrdiff_t begin, ptrdif
     if (a->pos_weight.data) { y *= *(const T*)(a->pos_weight.data + row * a->pos_weight.outer + col * a->pos_weight.cls); difference = not_y * p - y * (1 - p); }
     const T v = a->weight.data ? *(const T*)(a->weight.data + row * a->weight.outer + col * a->weight.cls) : T(1);
     const bool valid = p >= 0 && p <= 1; const T nan = T(__builtin_nan(""));
-    T L = !valid ? nan : T(0) - (y == 0 ? T(0) : y * log_of(p)) - (not_y == 0 ? T(0) : not_y * log1p_any(-p));
+    T L = !valid ? nan : T(0) - (y == 0 ? T(0) : y * T(log_of(p))) - (not_y == 0 ? T(0) : not_y * T(log_of_rest(p)));
     T g = p > 0 && p < 1 ? difference / (p * (1 - p)) : !valid ? nan : (not_y == 0 ? T(0) : not_y / (1 - p)) - (y == 0 ? T(0) : y / p);
     T h = !valid ? nan : (y == 0 ? T(0) : y / (p * p)) + (not_y == 0 ? T(0) : not_y / ((1 - p) * (1 - p)));
     if (v == 0) L = g = h = 0; else { L *= v; g *= v; h *= v; }
