@@ -3,7 +3,8 @@
 namespace FX_NS { namespace {
 
 // Labels and weights are taken, and gradients handed on, a block of rows at a time; a block's gradients stay in the first-level cache.
-enum { FEW_ROWS = 128, FEW_NUMBERS = 2048, MOST_COLUMNS = 64, MOST_KNOWN = 10 };
+// With a gradient, batch.hpp is the quicker one the sooner the shorter a vector is: that way costs a transposition there and back.
+enum { FEW_ROWS = 128, FEW_NUMBERS = 2048, MOST_COLUMNS = 64, MOST_COLUMNS_BACK = FX_BYTES == 64 ? 48 : FX_BYTES == 32 ? 24 : 20, MOST_KNOWN = 10 };
 
 // N rows of K numbers from z, K apart, as K columns.  Reads up to N - K numbers beyond them.
 template <class T, int K> FX_INLINE void columns_of(const T* z, ptrdiff_t k, typename Vec<T>::V* x) {
@@ -180,7 +181,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
 
 template <class T> static bool in_columns(const SoftmaxRows* a) {
   const ptrdiff_t K = a->classes, item = item_size<T>(a->storage); const bool general = a->soft.data || a->smoothing != 0;
-  return K >= 2 && K <= MOST_COLUMNS && a->inner == 1 && a->logits.outer == K * item && a->logits.cls == item && !a->hess.data &&
+  return K >= 2 && K <= (a->grad.data ? MOST_COLUMNS_BACK : MOST_COLUMNS) && a->inner == 1 && a->logits.outer == K * item && a->logits.cls == item && !a->hess.data &&
          (!a->grad.data || (a->grad.outer == K * item && a->grad.cls == item)) && !a->bias && a->temperature == 1 &&
          (!a->soft.data || (a->soft.outer == K * (ptrdiff_t)sizeof(T) && a->soft.cls == sizeof(T))) && !(general && a->class_weight);
 }
