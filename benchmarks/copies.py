@@ -3,8 +3,8 @@
     python benchmarks/copies.py [--only WORD]
 
 The unit is the better of numpy.copyto and torch's copy_ of the logits. What stands in one row of the table was timed in
-turns, in the same rounds (medians of 9), since machines are noisy: read the ratios, not the times.  A pause goes before
-each call.  Tensors are larger than the last-level cache; outputs are touched before.
+the same rounds, each in an order of its own (medians of 9), since machines are noisy: read the ratios, not the times.
+A pause goes before each call.  Tensors are larger than the last-level cache; outputs are touched before.
 """
 # ruff: noqa: B023 (every closure is called within its own turn of the loop)
 
@@ -33,8 +33,11 @@ def medians(calls):
     times = {name: [] for name in calls}
     for call in calls.values():
         call()
+    order = list(calls)
     for _ in range(ROUNDS):
-        for name, call in calls.items():
+        rng.shuffle(order)  # what one call leaves in the caches is no longer the same next one's
+        for name in order:
+            call = calls[name]
             time.sleep(PAUSE)
             start = time.perf_counter()
             call()
@@ -121,19 +124,27 @@ def fused():
 
 def binary():
     """Binary cross-entropy: two reads and one write, so 1.5 copies are the floor."""
-    header("Binary cross-entropy, loss and gradient", "logits", "copy, ms", "copies", "× PyTorch")
+    header("Binary cross-entropy, loss and gradient", "elements", "copy, ms", "copies", "× PyTorch")
     n = 1 << 26
     z, y = logits_of(n, 1, "float32")[:, 0], (rng.random(n) < 0.5).astype(np.float32)
-    out = touched(z)
-    calls = copies_of(z) | {"fused": lambda: fx.sigmoid_cross_entropy_with_grad(z, y, out=out)}
-    if torch is not None:
-        zt, yt = torch.from_numpy(z).requires_grad_(), torch.from_numpy(y)
-        calls["torch"] = lambda: torch.autograd.grad(
-            torch.nn.functional.binary_cross_entropy_with_logits(zt, yt), zt
-        )
-    t = medians(calls)
-    peer = f"{t['torch'] / t['fused']:.1f}" if torch is not None else ""
-    row(f"{n} float32", f"{unit(t) * 1e3:.1f}", f"{t['fused'] / unit(t):.2f}", peer)
+    functional = torch.nn.functional if torch is not None else None
+    for name, values, ours, theirs in (
+        ("logits", z, fx.sigmoid_cross_entropy_with_grad, "binary_cross_entropy_with_logits"),
+        (
+            "probabilities",
+            rng.random(n, dtype=np.float32),
+            fx.binary_cross_entropy_with_grad,
+            "binary_cross_entropy",
+        ),
+    ):
+        out = touched(values)
+        calls = copies_of(values) | {"fused": lambda: ours(values, y, out=out)}
+        if torch is not None:
+            zt, yt = torch.from_numpy(values).requires_grad_(), torch.from_numpy(y)
+            calls["torch"] = lambda: torch.autograd.grad(getattr(functional, theirs)(zt, yt), zt)
+        t = medians(calls)
+        peer = f"{t['torch'] / t['fused']:.1f}" if torch is not None else ""
+        row(f"{n} {name}, float32", f"{unit(t) * 1e3:.1f}", f"{t['fused'] / unit(t):.2f}", peer)
 
 
 def options():

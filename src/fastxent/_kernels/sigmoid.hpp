@@ -9,6 +9,7 @@ namespace FX_NS { namespace {
 using fx::Elements; using fx::ElementsOut;
 
 enum { PIECE = 512 };                    // elements per local buffer and per addition to the double sums
+enum Kind { LOGITS, MEMBER, PROBABILITIES };   // cross-entropy of logits, the rest of their family, cross-entropy of probabilities
 
 // Elements [i, i + n) as a pointer: their own place if they lie together, a copy in `local` if not.
 template <class S> static inline const S* piece(const Matrix& m, ptrdiff_t cols, ptrdiff_t cls, ptrdiff_t i, ptrdiff_t n, S* local) {
@@ -58,7 +59,12 @@ template <class T> FX_INLINE typename Vec<T>::UV odd_bits(typename Vec<T>::V y, 
   typedef typename Vec<T>::UV UV; return (UV)y | (UV)not_y;
 }
 template <class T> FX_INLINE bool is_odd(const typename Vec<T>::UV& odd) { return any_of(odd >> (int)(8 * sizeof(T) - 2)) != 0; }
+// The first of n numbers outside [0, 1], or -1
 template <class T> static ptrdiff_t first_outside(const T* y, ptrdiff_t n) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N }; typename Vec<T>::UV odd = {}; ptrdiff_t whole = 0;
+  for (; whole + N <= n; whole += N) { const V x = *(const Loose*)(y + whole); odd |= odd_bits<T>(x, T(1) - x); }
+  if (whole < n) { const V x = n < N ? V{} : *(const Loose*)(y + n - N); odd |= odd_bits<T>(x, T(1) - x); }
+  if (n >= N && !is_odd<T>(odd)) return -1;
   for (ptrdiff_t k = 0; k < n; k++) if (!(y[k] >= 0 && y[k] <= 1)) return k;
   return -1;
 }
@@ -166,11 +172,36 @@ template <class T> FX_INLINE Bent<T> member_at(const Elements* a, typename Vec<T
   return {y * (y != T(0) ? one.loss : V{}) + not_y * (not_y != T(0) ? zero.loss : V{}), y * one.grad + not_y * zero.grad, y * one.hess + not_y * zero.hess};
 }
 
+// log p, or log(1 - p) where not `of_p`, for p in [0, 1]: 2^k (1 + f), f exact or rounded once.
+template <class T> FX_INLINE typename Vec<T>::V log_share(typename Vec<T>::V p, typename Vec<T>::IV of_p) {
+  typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; typedef typename C::U U;
+  enum { DOWN = 2 * C::mant }; const V tiny = V{} + T(__builtin_ldexp(1., 2 - C::bias)), up = V{} + T(__builtin_ldexp(1., DOWN));
+  const auto small = of_p & (p < tiny);                                  // subnormal numbers
+  const V x = of_p ? (small ? p * up : p) : -p, u = of_p ? x : T(1) - p;
+  const U lift = (U)(C::bias + 1) << C::mant;
+  const UV e = ((UV)u - bits(T(0.75)) + lift) & ~(((U)1 << C::mant) - 1);
+  const V h = (V)(bits(T(1)) - (e - lift)), f = x * h + (of_p ? V{} - T(1) : h - T(1));
+  const V k = (V)((e >> C::mant) + bits(T(C::magic))) - C::magic - (small ? V{} + T(C::bias + 1 + DOWN) : V{} + T(C::bias + 1));
+  return u == T(0) ? V{} - T(__builtin_inf()) : k * C::ln2hi + (k * C::ln2lo + log_poly(f, T()));
+}
+// L = -(y log p + (1 - y) log(1 - p)), dL/dp = (p - y) / (p (1 - p)), without a clamp; `difference` is p - y, or what weights make of it.
+template <class T> FX_INLINE Bent<T> probability_at(typename Vec<T>::V p, typename Vec<T>::V y, typename Vec<T>::V not_y, typename Vec<T>::V difference, bool bent) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::IV IV;
+  const IV yes = y != T(0), no = not_y != T(0); const V rest = T(1) - p, nan = V{} + T(__builtin_nan(""));
+  const IV valid = (p >= T(0)) & (p <= T(1)), inside = (p > T(0)) & (p < T(1));
+  V loss = (yes ? y : not_y) * log_share<T>(p, yes);
+  if (any_of((UV)(yes & no))) loss += yes & no ? not_y * log_share<T>(p, IV{}) : V{};
+  loss = yes | no ? T(0) - loss : V{};
+  const V ends = (no ? not_y / rest : V{}) - (yes ? y / p : V{}), grad = inside ? difference / (p * rest) : ends;
+  V hess = {}; if (bent) hess = (yes ? y / (p * p) : V{}) + (no ? not_y / (rest * rest) : V{});
+  return {valid ? loss : nan, valid ? grad : nan, valid ? hess : nan};
+}
+
 // Where the numbers of a piece lie; null: absent.  `e` and `loss` may be the same, and `g` may be z.
 template <class T> struct Piece { const T *z, *y, *v, *pi; T *e, *loss, *g, *h; };
 
 // Elements [0, n) of a piece, n a multiple of the vector.  True if a target may lie outside [0, 1].
-template <class T, bool PLAIN, bool MEMBER> static bool whole_vectors(const Elements* a, const Piece<T>& p, ptrdiff_t n) {
+template <class T, bool PLAIN, Kind KIND> static bool whole_vectors(const Elements* a, const Piece<T>& p, ptrdiff_t n) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
   const V keep = V{} + T(1 - a->smoothing), half = V{} + T(a->smoothing / 2), scale = V{} + T(a->scale); const bool smooth = a->smoothing != 0;
   const T *z = p.z, *y = p.y, *v = p.v, *pi = p.pi; T *e = p.e, *loss = p.loss, *g = p.g, *h = p.h;
@@ -179,7 +210,7 @@ template <class T, bool PLAIN, bool MEMBER> static bool whole_vectors(const Elem
   for (ptrdiff_t k = 0; k < n; k += N) {
     __builtin_prefetch(y + n + k);                                     // of the next piece
     if (!PLAIN && v) __builtin_prefetch(v + n + k);
-    *(V*)(e + k) = exp_of_negative<T>((V)((UV)*(const Loose*)(z + k) | sign));
+    if (KIND != PROBABILITIES) *(V*)(e + k) = exp_of_negative<T>((V)((UV)*(const Loose*)(z + k) | sign));
   }
   for (ptrdiff_t k = 0; k < n; k += N) {
     __builtin_prefetch(z + n + k);
@@ -190,7 +221,8 @@ template <class T, bool PLAIN, bool MEMBER> static bool whole_vectors(const Elem
       if (pi) t *= *(const Loose*)(pi + k);
     }
     Bent<T> b;
-    if constexpr (MEMBER) b = member_at<T>(a, x, *(const V*)(e + k), t, not_t);
+    if constexpr (KIND == MEMBER) b = member_at<T>(a, x, *(const V*)(e + k), t, not_t);
+    else if constexpr (KIND == PROBABILITIES) b = probability_at<T>(x, t, not_t, !PLAIN && pi ? not_t * x - t * (T(1) - x) : x - t, !PLAIN && h);
     else b = sigmoid_at<T, PLAIN>(x, *(const V*)(e + k), t, not_t);
     if (!PLAIN && v) {
       const V w = *(const Loose*)(v + k); const auto none = w == T(0);
@@ -202,7 +234,7 @@ template <class T, bool PLAIN, bool MEMBER> static bool whole_vectors(const Elem
   }
   return is_odd<T>(odd);
 }
-template <class T, bool PLAIN, bool MEMBER> static void sigmoid_loop(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
+template <class T, bool PLAIN, Kind KIND> static void sigmoid_loop(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
   enum { N = Vec<T>::N };
   alignas(64) T z_here[PIECE], g_here[PIECE], h_here[PIECE], y_here[PIECE], v_here[PIECE], p_here[PIECE], l_here[PIECE];
   const ptrdiff_t cols = a->cols; const bool direct = stored_as_is<T>(a->storage); double total = 0;
@@ -217,7 +249,8 @@ template <class T, bool PLAIN, bool MEMBER> static void sigmoid_loop(const Eleme
     if (a->grad.data) p.g = direct && !streamed ? place<T>(a->grad, cols, i, n, g_here) : g_here;
     if (a->hess.data) p.h = direct ? place<T>(a->hess, cols, i, n, h_here) : h_here;
     p.e = p.loss = l_here;
-    bool odd = whole_vectors<T, PLAIN, MEMBER>(a, p, whole);
+    if (KIND == PROBABILITIES && out->bad_value < 0) { const ptrdiff_t bad = first_outside(p.z, n); if (bad >= 0) out->bad_value = i + bad; }
+    bool odd = whole_vectors<T, PLAIN, KIND>(a, p, whole);
     if (left) {                                                        // the ragged end, padded
       alignas(64) T pad[7][N] = {};
       const size_t bytes = left * sizeof(T); Piece<T> last = {pad[0], pad[1], p.v ? pad[2] : 0, p.pi ? pad[3] : 0, pad[4], pad[4], 0, 0};
@@ -226,7 +259,7 @@ template <class T, bool PLAIN, bool MEMBER> static void sigmoid_loop(const Eleme
       __builtin_memcpy(pad[0], p.z + whole, bytes); __builtin_memcpy(pad[1], p.y + whole, bytes);
       if (p.v) __builtin_memcpy(pad[2], p.v + whole, bytes);
       if (p.pi) __builtin_memcpy(pad[3], p.pi + whole, bytes);
-      odd |= whole_vectors<T, PLAIN, MEMBER>(a, last, N);
+      odd |= whole_vectors<T, PLAIN, KIND>(a, last, N);
       __builtin_memcpy(l_here + whole, pad[4], bytes);
       if (p.g) __builtin_memcpy(p.g + whole, pad[5], bytes);
       if (p.h) __builtin_memcpy(p.h + whole, pad[6], bytes);
@@ -242,44 +275,14 @@ template <class T, bool PLAIN, bool MEMBER> static void sigmoid_loop(const Eleme
   if (streamed) finish_stream();
   out->loss += total;
 }
+template <class T, Kind KIND> static void elements(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
+  if (KIND == MEMBER || a->weight.data || a->pos_weight.data || a->smoothing != 0 || a->hess.data) sigmoid_loop<T, false, KIND>(a, begin, end, out);
+  else sigmoid_loop<T, KIND != MEMBER, KIND>(a, begin, end, out);
+}
 template <class T> static void sigmoid(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
-  if (a->family != fx::BINARY_CROSS_ENTROPY) sigmoid_loop<T, false, true>(a, begin, end, out);
-  else if (a->weight.data || a->pos_weight.data || a->smoothing != 0 || a->hess.data) sigmoid_loop<T, false, false>(a, begin, end, out);
-  else sigmoid_loop<T, true, false>(a, begin, end, out);
+  (a->family == fx::BINARY_CROSS_ENTROPY ? elements<T, LOGITS> : elements<T, MEMBER>)(a, begin, end, out);
 }
-
-// From probabilities, in double, without libm, whose logarithms differ from one system to the next: log p = -log1p((1 - p) / p).  No clamp.
-static inline double log_of(double p) {
-  if (p == 0) return -__builtin_inf();
-  const bool tiny = p < 0x1p-1000; if (tiny) p *= 0x1p128;              // where (1 - p) / p could overflow
-  return -log1p_of((1 - p) / p) - (tiny ? 128 * Num<double>::ln2 : 0.);
-}
-static inline double log_of_rest(double p) { return p == 1 ? -__builtin_inf() : -log1p_of(p / (1 - p)); }   // log(1 - p)
-template <class T> static void binary(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
-  const T keep = T(1 - a->smoothing), half = T(a->smoothing / 2), scale = T(a->scale);
-  const ptrdiff_t cols = a->cols, item = item_size<T>(a->storage); double total = 0;
-  for (ptrdiff_t i = begin; i < end; i++) {
-    const ptrdiff_t row = i / cols, col = i % cols;
-    const T p = number_at<T>(a->storage, a->values.data + row * a->values.outer + col * item); T y = ((const T*)(a->targets.data + row * a->targets.outer))[col];
-    if (!(y >= 0 && y <= 1) && out->bad_target < 0) out->bad_target = i;
-    if (!(p >= 0 && p <= 1) && out->bad_value < 0) out->bad_value = i;
-    T not_y = 1 - y;
-    if (a->smoothing != 0) { not_y = not_y * keep + half; y = y * keep + half; }
-    T difference = p - y;
-    if (a->pos_weight.data) { y *= *(const T*)(a->pos_weight.data + row * a->pos_weight.outer + col * a->pos_weight.cls); difference = not_y * p - y * (1 - p); }
-    const T v = a->weight.data ? *(const T*)(a->weight.data + row * a->weight.outer + col * a->weight.cls) : T(1);
-    const bool valid = p >= 0 && p <= 1; const T nan = T(__builtin_nan(""));
-    T L = !valid ? nan : T(0) - (y == 0 ? T(0) : y * T(log_of(p))) - (not_y == 0 ? T(0) : not_y * T(log_of_rest(p)));
-    T g = p > 0 && p < 1 ? difference / (p * (1 - p)) : !valid ? nan : (not_y == 0 ? T(0) : not_y / (1 - p)) - (y == 0 ? T(0) : y / p);
-    T h = !valid ? nan : (y == 0 ? T(0) : y / (p * p)) + (not_y == 0 ? T(0) : not_y / ((1 - p) * (1 - p)));
-    if (v == 0) L = g = h = 0; else { L *= v; g *= v; h *= v; }
-    if (a->loss.data) ((T*)(a->loss.data + row * a->loss.outer))[col] = L;
-    if (a->grad.data) number_to(a->storage, g * scale, a->grad.data + row * a->grad.outer + col * item);
-    if (a->hess.data) number_to(a->storage, h * scale, a->hess.data + row * a->hess.outer + col * item);
-    total += L;
-  }
-  out->loss += total;
-}
+template <class T> static void binary(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) { elements<T, PROBABILITIES>(a, begin, end, out); }
 
 // Sum of the weights (element count without weights), and the first target outside [0, 1].
 template <class T> static void weights(const Elements* a, ptrdiff_t begin, ptrdiff_t end, ElementsOut* out) {
