@@ -891,27 +891,47 @@ cdef int box(Box* b, cnp.ndarray a) except -1:
     return 0
 
 
-cdef int run_pieces(
-    Pieces* p, cnp.ndarray values, cnp.ndarray targets, cnp.ndarray sample_weight, str activation, bint soft_labels,
-    bint per_class, int num_threads
+cdef bint line_up(Py_ssize_t stride, Py_ssize_t inner, const Box* b) noexcept:
+    """Whether what is `stride` bytes apart goes on where the positions inside of the one before end."""
+    return b.at.data == NULL or inner == 1 or stride == inner * b.at.inner
+
+
+cdef int cut_pieces(
+    Pieces* p, cnp.ndarray values, cnp.ndarray targets, cnp.ndarray sample_weight, cnp.ndarray grad, str activation,
+    bint soft_labels, bint per_class
 ) except -1:
-    cdef Py_ssize_t K = cnp.PyArray_DIM(values, 2), blocks, size
-    cdef int threads = 1
-    cdef char* memory
+    """What is summed or differentiated, and in which pieces; classes that do not matter become positions, one axis if they can."""
+    cdef Py_ssize_t outer = cnp.PyArray_DIM(values, 1), K = cnp.PyArray_DIM(values, 2), inner = cnp.PyArray_DIM(values, 3)
+    cdef Box* boxes[4]
+    cdef int i
     p.call.storage, p.call.activation = storage_of(values), ACTIVATIONS[activation]
     p.call.soft_labels, p.call.per_class = soft_labels, per_class
-    p.call.classes, p.call.inner = K, cnp.PyArray_DIM(values, 3)
-    box(&p.call.values, values)
-    box(&p.call.targets, targets)
-    box(&p.call.weight, sample_weight)
-    p.regions, p.positions = cnp.PyArray_DIM(values, 0), cnp.PyArray_DIM(values, 1) * p.call.inner
-    p.step = pieces_of(K)
+    boxes[0], boxes[1], boxes[2], boxes[3] = &p.call.values, &p.call.targets, &p.call.weight, &p.call.grad
+    for i, a in enumerate((values, targets, sample_weight, grad)):
+        box(boxes[i], a)
+    p.width = 3 * (K if per_class else 1)
+    if activation != "softmax" and not per_class and all([line_up(boxes[i].at.cls, inner, boxes[i]) for i in range(4)]):
+        for i in range(4):
+            if inner == 1:
+                boxes[i].at.inner = boxes[i].at.cls
+        K, inner = 1, K * inner
+    p.regions, p.positions = cnp.PyArray_DIM(values, 0), outer * inner
+    if inner != 1 and (outer == 1 or all([line_up(boxes[i].at.outer, inner, boxes[i]) for i in range(4)])):
+        for i in range(4):
+            boxes[i].at.outer = boxes[i].at.inner
+        inner = 1
+    p.call.classes, p.call.inner = K, inner
+    p.step = max(BLOCK // max(K, 1), 64)  # many enough that the sums of pieces are few beside the numbers
     p.per_region = max((p.positions + p.step - 1) // p.step, 1)
     p.together = max(1, BLOCK // max(p.positions * K, 1)) if p.per_region == 1 else 1
-    p.width = 3 * (K if per_class else 1)
-    size = p.regions * p.positions
-    blocks = (p.regions * p.per_region + p.together - 1) // p.together
-    if size > ALONE // max(K, 1):
+    return 0
+
+
+cdef int run_pieces(Pieces* p, int num_threads) except -1:
+    cdef Py_ssize_t blocks = (p.regions * p.per_region + p.together - 1) // p.together
+    cdef int threads = 1
+    cdef char* memory
+    if p.regions * p.positions > ALONE // max(p.call.classes, 1):
         threads = <int>min(team_size(num_threads), blocks)
     p.scratch_size = (region_scratch(&p.call) * 8 + 127) // 64 * 64
     memory = <char*>malloc(threads * p.scratch_size + 64)
@@ -925,11 +945,6 @@ cdef int run_pieces(
     return 0
 
 
-cdef Py_ssize_t pieces_of(Py_ssize_t K) noexcept:
-    """Positions per piece: many enough that the sums of pieces are few beside the numbers."""
-    return max(BLOCK // max(K, 1), 64)
-
-
 def region_sums(
     cnp.ndarray values not None,
     cnp.ndarray targets not None,
@@ -941,23 +956,21 @@ def region_sums(
 ):
     """Weighted sums of true positives, false positives and false negatives over regions."""
     cdef Pieces p
-    cdef Py_ssize_t K = cnp.PyArray_DIM(values, 2), step = pieces_of(K), regions = cnp.PyArray_DIM(values, 0)
-    cdef Py_ssize_t pieces = max((cnp.PyArray_DIM(values, 1) * cnp.PyArray_DIM(values, 3) + step - 1) // step, 1), i, j, k
-    cdef bint per_class = cnp.PyArray_DIM(sums_out, 1) == K
+    cdef Py_ssize_t i, j, k
     cdef double* out = <double*>cnp.PyArray_DATA(sums_out)
     memset(&p, 0, sizeof(Pieces))
-    p.width = 3 * (K if per_class else 1)
-    p.sums = <double*>malloc(max(regions * pieces * p.width, 1) * sizeof(double))
+    cut_pieces(&p, values, targets, sample_weight, None, activation, soft_labels, cnp.PyArray_DIM(sums_out, 1) == cnp.PyArray_DIM(values, 2))
+    p.sums = <double*>malloc(max(p.regions * p.per_region * p.width, 1) * sizeof(double))
     if p.sums == NULL:
         raise MemoryError("no memory for the sums of pieces")
     p.run = table.region[cnp.PyArray_TYPE(values) == cnp.NPY_FLOAT64]
     try:
-        run_pieces(&p, values, targets, sample_weight, activation, soft_labels, per_class, num_threads)
+        run_pieces(&p, num_threads)
         memset(out, 0, cnp.PyArray_NBYTES(sums_out))
-        for i in range(regions):
-            for j in range(pieces):
+        for i in range(p.regions):
+            for j in range(p.per_region):
                 for k in range(p.width):
-                    out[i * p.width + k] += p.sums[(i * pieces + j) * p.width + k]
+                    out[i * p.width + k] += p.sums[(i * p.per_region + j) * p.width + k]
     finally:
         free(p.sums)
 
@@ -977,8 +990,8 @@ def region_grad(
     """Gradient of region losses, whose regions have the two slopes of `_core_numpy.region_grad`."""
     cdef Pieces p
     memset(&p, 0, sizeof(Pieces))
+    cut_pieces(&p, values, targets, sample_weight, grad_out, activation, soft_labels, cnp.PyArray_DIM(slopes, 1) == cnp.PyArray_DIM(values, 2))
     p.call.alpha, p.call.beta = alpha, beta
     p.call.slopes = <double*>cnp.PyArray_DATA(slopes)
-    box(&p.call.grad, grad_out)
     p.run = table.region_grad[cnp.PyArray_TYPE(values) == cnp.NPY_FLOAT64]
-    run_pieces(&p, values, targets, sample_weight, activation, soft_labels, cnp.PyArray_DIM(slopes, 1) == cnp.PyArray_DIM(values, 2), num_threads)
+    run_pieces(&p, num_threads)

@@ -76,6 +76,11 @@ template <class T> static void tiles_out(const D* from, ptrdiff_t K, char* p, pt
   }
 }
 
+// Where ND rows [i, i + ND) begin that lie one behind the other, class by class; null: they do not.
+template <class T> FX_INLINE char* lined_up(int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n) {
+  const Run run = run_at(m, inner, i, n);
+  return stored_as_is<T>(storage) && run.count == ND && run.stride == (ptrdiff_t)sizeof(T) ? run.at : 0;
+}
 // Rows [i, i + n) into `out`; of lanes without a row, and of padding, `pad`.
 template <class T, bool ACROSS> static void load_doubles(
     int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n, ptrdiff_t K, double pad, D* to) {
@@ -91,6 +96,10 @@ template <class T, bool ACROSS> static void load_doubles(
     return;
   }
   if (stored_as_is<T>(storage) && inner == 1 && m.cls == (ptrdiff_t)sizeof(T) && n == ND && K >= ND) { tiles_in<T>(m.data + i * m.outer, m.outer, K, to); return; }
+  if (const char* const at = lined_up<T>(storage, m, inner, i, n)) {
+    for (ptrdiff_t k = 0; k < K; k++) { typename Tile<T>::Half v; __builtin_memcpy(&v, at + k * m.cls, sizeof v); to[k] = doubles(v, D()); }
+    return;
+  }
   for (ptrdiff_t r0 = 0; r0 < n;) {
     const Run run = run_at(m, inner, i + r0, n - r0); double* const t = out + r0;
     if (stored_as_is<T>(storage))
@@ -116,6 +125,10 @@ template <class T, bool ACROSS> static void store_doubles(
     return;
   }
   if (stored_as_is<T>(storage) && inner == 1 && m.cls == (ptrdiff_t)sizeof(T) && n == ND && K >= ND) { tiles_out<T>(from, K, m.data + i * m.outer, m.outer); return; }
+  if (char* const at = lined_up<T>(storage, m, inner, i, n)) {
+    for (ptrdiff_t k = 0; k < K; k++) { const auto x = __builtin_convertvector(from[k], typename Tile<T>::Half); __builtin_memcpy(at + k * m.cls, &x, sizeof x); }
+    return;
+  }
   for (ptrdiff_t r0 = 0; r0 < n;) {
     const Run run = run_at(m, inner, i + r0, n - r0); const double* const t = v + r0;
     if (stored_as_is<T>(storage))
