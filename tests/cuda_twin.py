@@ -500,5 +500,6 @@ def install(monkeypatch):
     monkeypatch.setattr(_backend, "_cuda", lambda: core)
     monkeypatch.setattr(_checks, "_library_of", lambda values: None)  # as of a tensor on a device
     monkeypatch.setattr(_device, "_records", lambda: (Buffer, Context))
+    monkeypatch.setattr(_device, "_stream", lambda pointer, device: pointer)  # Numba's name for it
     monkeypatch.setitem(_device.LIBRARIES, "torch", TorchInMemory)
     return module

@@ -852,6 +852,7 @@ def test_pickle_clone_and_search():
     parse_version(sklearn.__version__) < parse_version("1.9"), reason="sklearn.callback is new in 1.9"
 )
 def test_callbacks_of_scikit_learn():
+    pytest.importorskip("pandas", reason="ScoringMonitor hands out data frames")
     from sklearn.callback import ScoringMonitor
 
     class Stop:
