@@ -112,6 +112,34 @@ def test_in_place(backend, dtype):
     assert_array_equal(buffer, expected)
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_every_size_of_probability(backend, dtype, label):
+    """Losses of subnormal probabilities to those one rounding below 1, and of logarithms around 3/4: 4 ulp."""
+    limits = np.finfo(dtype)
+    rng = np.random.default_rng(label)
+    small = 2.0 ** rng.uniform(np.log2(limits.smallest_subnormal), 0, 300)
+    near_one = 1 - 2.0 ** rng.uniform(np.log2(limits.epsneg), -1, 300)
+    p = np.concatenate([small, near_one, rng.uniform(0.2, 0.8, 300)]).astype(dtype)
+    p = p[(p > 0) & (p < 1)]
+    assert (p < limits.tiny).sum() >= 5
+    y = np.full(len(p), label)
+    truth = reference.binary(p, y, reduction="sum", exact=True)
+    losses, grad = fx.binary_cross_entropy_with_grad(p, y, reduction="none", backend=backend)
+    assert reference.worst(losses, truth.losses) <= 4
+    finite = np.isfinite(grad)
+    assert finite[p >= limits.tiny].all()
+    assert reference.worst(grad[finite], truth.grad[finite]) <= 4
+
+
+@pytest.mark.parametrize("at", [0, 5, 510, 512, 1000, 1299])
+def test_the_first_bad_probability_is_named(backend, at):
+    """In any piece of the work, and in place, where gradients stand in the probabilities' place."""
+    p = np.full(1300, 0.5)
+    p[[at, -1]] = 1.5
+    with pytest.raises(ValueError, match=rf"probabilities\[{at}\] = 1.5"):
+        fx.binary_cross_entropy_with_grad(p, np.zeros(1300), out=p, backend=backend)
+
+
 @pytest.mark.parametrize("bad", [-0.25, 1.25, np.nan])
 def test_targets_outside_the_unit_interval(backend, bad):
     with pytest.raises(ValueError, match=r"targets.*1") as caught:
