@@ -401,6 +401,66 @@ def test_unchecked_equals_checked(backend, dtype):
         assert_array_equal(checked[1], unchecked[1])
 
 
+# ------------------------------------------------------------------------------------------------------- two classes
+
+
+@pytest.mark.parametrize("kind", ["distances", "sizes", "offsets"])
+def test_two_classes_at_every_distance(backend, dtype, kind):
+    """Differences of all sizes, exact or not: 4 ulp, to subnormal probabilities; the two gradients cancel."""
+    rng = np.random.default_rng(21)
+    n, most = 400, -np.log(float(np.finfo(dtype).smallest_subnormal))
+    if kind == "distances":
+        low = rng.uniform(-1, 1, n) * 2.0 ** rng.uniform(-30, 3, n)
+        z = np.stack([low, low + 2.0 ** rng.uniform(-30, np.log2(most), n)], 1)
+    elif kind == "sizes":
+        z = rng.uniform(-1, 1, (n, 2)) * 2.0 ** rng.uniform(-20, np.log2(most / 2), (n, 1))
+    else:
+        z = rng.uniform(-1e5, 1e5, (n, 1)) + rng.uniform(0, most, (n, 2))
+    z, y = rng.permuted(z.astype(dtype), axis=1), rng.integers(0, 2, n)
+    truth = reference.softmax(z, y, reduction="sum", exact=True)
+    losses, grad = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", backend=backend)
+    assert reference.worst(losses, truth.losses) <= 4
+    assert reference.worst(grad, truth.grad) <= 4
+    assert_array_equal(fx.softmax_cross_entropy(z, y, reduction="none", backend=backend), losses)
+    if backend == "cpu":
+        assert_array_equal(grad[:, 0], -grad[:, 1])
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 255, 256, 257, 700])
+def test_two_classes_of_every_kind_in_one_call(backend, dtype, n):
+    """Limits, NaN, ignored and weightless rows leave the rows beside them as they are, wherever they stand."""
+    rng = np.random.default_rng(22)
+    z, y = rng.normal(size=(n, 2)).astype(dtype), rng.integers(0, 2, n)
+    plain, plain_grad = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", backend=backend)
+    odd, inf, most = z.copy(), np.inf, np.finfo(dtype).max
+    rows = [
+        (0, -inf),
+        (-inf, 0),
+        (0, inf),
+        (inf, inf),
+        (-inf, -inf),
+        (np.nan, 0),
+        (0, np.nan),
+        (most, -most),
+        (-most, most),
+    ]
+    at = rng.permutation(n)[: len(rows)]
+    odd[at], weight, ignored = np.array(rows, dtype)[: len(at)], np.ones(n, dtype), y.copy()
+    weight[at[:1]], ignored[at[1:2]] = 0, -100
+    losses, grad = fx.softmax_cross_entropy_with_grad(
+        odd, ignored, sample_weight=weight, reduction="none", backend=backend
+    )
+    keep = np.setdiff1d(np.arange(n), at)
+    assert_array_equal(losses[keep], plain[keep])
+    assert_array_equal(grad[keep], plain_grad[keep])
+    for i, row in zip(at, odd[at], strict=True):
+        truth = reference.softmax(
+            row[None], ignored[i : i + 1], sample_weight=weight[i : i + 1], reduction="sum", exact=True
+        )
+        assert reference.worst(losses[i : i + 1], truth.losses) <= 4
+        assert reference.worst(grad[i], truth.grad[0]) <= 4
+
+
 # ---------------------------------------------------------------------------------------- small calls without options
 
 SMALL_SHAPES = [
@@ -420,21 +480,24 @@ SMALL_SHAPES = [
 @pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
 @pytest.mark.parametrize("label_dtype", [np.int64, np.int32, np.uint8, np.uint64])
 def test_small_calls_have_the_bits_of_all_others(shape, label_dtype, dtype):
-    """Without options a call takes a short cut (to 65,536 numbers), which a backend by name does not take."""
+    """A call without options takes a short cut (to 65,536 numbers), which a backend by name does not take."""
     rng = np.random.default_rng(11)
     n, k = shape
     z, y = (5 * rng.normal(size=shape)).astype(dtype), rng.integers(0, min(k, 256), n).astype(label_dtype)
-    expected, expected_grad = fx.softmax_cross_entropy_with_grad(z, y, backend="auto")
     out = np.full_like(z, 7)
-    for loss, grad in (
-        fx.softmax_cross_entropy_with_grad(z, y),
-        fx.softmax_cross_entropy_with_grad(z, y, out=out),
-    ):
-        assert loss == expected
-        assert grad.dtype == dtype
-        assert_array_equal(grad, expected_grad)
-    assert grad is out
-    assert fx.softmax_cross_entropy(z, y) == fx.softmax_cross_entropy(z, y, backend="auto")
+    for options in ({}, {"num_threads": 1}, {"reduction": "sum"}, {"reduction": "mean", "num_threads": 2}):
+        expected, expected_grad = fx.softmax_cross_entropy_with_grad(z, y, backend="auto", **options)
+        for loss, grad in (
+            fx.softmax_cross_entropy_with_grad(z, y, **options),
+            fx.softmax_cross_entropy_with_grad(z, y, out=out, **options),
+        ):
+            assert loss == expected
+            assert grad.dtype == dtype
+            assert_array_equal(grad, expected_grad)
+        assert grad is out
+        assert fx.softmax_cross_entropy(z, y, **options) == fx.softmax_cross_entropy(
+            z, y, backend="auto", **options
+        )
 
 
 @pytest.mark.parametrize(
@@ -479,8 +542,10 @@ def test_small_calls_know_when_they_are_not_plain(case, dtype):
         memory = np.empty(35, dtype)
         memory[:30] = z.ravel()
         z, options["out"] = memory[:30].reshape(6, 5), memory[5:].reshape(6, 5)
-    expected, expected_grad = fx.softmax_cross_entropy_with_grad(np.array(z), np.array(y), backend="auto")
-    assert_array_equal(fx.softmax_cross_entropy(z, y), expected)
+    # Rows that share their memory are added in another order than rows in one piece.
+    same, labels = z if case == "broadcast" else np.array(z), np.array(y)
+    expected, expected_grad = fx.softmax_cross_entropy_with_grad(same, labels, backend="auto")
+    assert_array_equal(fx.softmax_cross_entropy(z, y), fx.softmax_cross_entropy(same, labels, backend="auto"))
     loss, grad = fx.softmax_cross_entropy_with_grad(z, y, **options)
     assert_array_equal(loss, expected)
     assert_array_equal(grad, expected_grad)
@@ -494,6 +559,14 @@ def test_small_calls_refuse_as_all_others_do(dtype):
         fx.softmax_cross_entropy_with_grad(z, np.array([0.5, 1, 1]))
     with pytest.raises(ValueError, match="targets: expected labels of shape"):
         fx.softmax_cross_entropy(z, np.array([0, 1]))
+    for options, error, words in (
+        ({"num_threads": 0}, ValueError, "num_threads: expected at least 1, got 0"),
+        ({"num_threads": True}, TypeError, "num_threads: expected a positive integer or None, got True"),
+        ({"reduction": "max"}, ValueError, "reduction: expected"),
+        ({"reduction": np.array(["sum", "mean"])}, (TypeError, ValueError), "reduction: expected"),
+    ):
+        with pytest.raises(error, match=words):
+            fx.softmax_cross_entropy(z, np.array([0, 1, 2]), **options)
     for out, error in (
         (np.empty((3, 5), dtype), ValueError),
         (np.empty((3, 4), np.float16), TypeError),

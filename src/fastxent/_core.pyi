@@ -44,7 +44,7 @@ def softmax_rows(
     b: float = 0.0,
 ) -> tuple[float, int, int]: ...
 def softmax_small(
-    logits: Any, targets: Any, out: Any, gradient: bool
+    logits: Any, targets: Any, out: Any, gradient: bool, mean: bool
 ) -> tuple[float, NDArray[Any] | None] | None: ...
 def softmax_hvp(
     logits: NDArray[Any],

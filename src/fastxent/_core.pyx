@@ -335,8 +335,8 @@ cdef bint all_in_unit(const char* row, int storage, Py_ssize_t n) noexcept:
     return True
 
 
-def softmax_small(logits, targets, out, bint gradient):
-    """(mean loss, gradient or None) of a small matrix against labels, without options, on the caller's thread.
+def softmax_small(logits, targets, out, bint gradient, bint mean):
+    """(mean or sum of the losses, its gradient or None) of a small matrix against labels, without options, on the caller's thread.
 
     None where anything asks for a closer look: other types and layouts, memory that overlaps, numbers that look like
     probabilities, a label that is no class.  Nothing is then lost: `out` lies apart from the logits.
@@ -353,7 +353,7 @@ def softmax_small(logits, targets, out, bint gradient):
     memset(&r.call, 0, sizeof(SoftmaxRows))
     cdef SoftmaxRows* call = &r.call
     cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(z)
-    call.storage, call.classes, call.inner, call.temperature, call.scale = storage, K, 1, 1, 1. / n
+    call.storage, call.classes, call.inner, call.temperature, call.scale = storage, K, 1, 1, 1. / n if mean else 1.
     call.logits.data, call.logits.outer, call.logits.cls = <char*>cnp.PyArray_DATA(z), K * item, item
     set_labels(call, y, None)
     if gradient:
@@ -376,7 +376,7 @@ def softmax_small(logits, targets, out, bint gradient):
         table.softmax[storage](call, 0, n, memory + (64 - <size_t>memory % 64), &total)
     free(memory)
     if total.bad >= 0: return None
-    return total.loss / n, (g if gradient else None)
+    return total.loss / n if mean else total.loss, (g if gradient else None)
 
 
 def softmax_hvp(

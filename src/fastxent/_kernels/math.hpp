@@ -129,14 +129,15 @@ template <class T, class V> FX_INLINE V add_below(V sum, V x, V u, V m) {
   return sum + (u >= m ? V{} : x);
 #endif
 }
-// e^d for d <= 0 without a shift: the magic number brings the bias along.
-template <class T> FX_INLINE typename Vec<T>::V exp_of_negative(typename Vec<T>::V d) {
-  typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV;
-  d = at_least<T>(d, V{} - T(C::bias + C::guard) * C::ln2);
-  const V t = d * C::log2e + (C::magic + (C::bias + C::guard)), n = t - (C::magic + (C::bias + C::guard));
-  V f = d - n * C::ln2hi; f = f - n * C::ln2lo;
-  return exp_poly(f, T()) * (V)((UV)t << C::mant) * C::unguard;
+// e^(d + low) * 2^guard for d <= 0 without a shift: the magic number brings the bias along.
+template <class T, class... Low> FX_INLINE typename Vec<T>::V guarded_exp_of_negative(typename Vec<T>::V d, const Low... low) {
+  typedef Num<T> C; typedef typename Vec<T>::UV UV; const T bias = C::magic + (C::bias + C::guard);
+  d = at_least<T>(d, typename Vec<T>::V{} - T(C::bias + C::guard) * C::ln2);
+  const typename Vec<T>::V t = d * C::log2e + bias, n = t - bias;
+  typename Vec<T>::V f = d - n * C::ln2hi; f = f - n * C::ln2lo; ((f = f + low), ...);
+  return exp_poly(f, T()) * (typename Vec<T>::V)((UV)t << C::mant);
 }
+template <class T> FX_INLINE typename Vec<T>::V exp_of_negative(typename Vec<T>::V d) { return guarded_exp_of_negative<T>(d) * Num<T>::unguard; }
 
 // (log1p(f) - f) and the like on [-1/4, 1/2]
 template <class X> FX_INLINE X log_poly(X f, float) {
@@ -176,6 +177,25 @@ template <class P, class D> FX_INLINE D doubles(P x, D) {
   if constexpr (sizeof(P) == 32) return (D)_mm512_cvtps_pd((__m256)x);
 #endif
   return __builtin_convertvector(x, D);
+}
+
+// log(1 + e) for e in [0, 1], and x / (1 + e): minimax, 0.12 ulp (float), 0.013 ulp (double).  In double the logarithm wants a
+// quotient too, s = e / (2 + e): one division for both.
+template <class V> struct Softplus { V tail, quotient; };
+FX_INLINE Softplus<Vec<float>::V> softplus_of(Vec<float>::V e, Vec<float>::V x) {
+  typedef Vec<float>::V V;
+  const V e2 = e * e, e4 = e2 * e2;
+  const V a = 0x1.554dd0p-2f * e - 0x1.ffffd2p-2f, b = 0x1.934b54p-3f * e - 0x1.ff23e6p-3f, c = 0x1.b4ae20p-4f * e - 0x1.3a4360p-3f;
+  const V d = 0x1.491ee0p-6f * e - 0x1.d6b250p-5f, q = ((-0x1.af68bcp-9f * e2 + d) * e2 + c) * e4 + (b * e2 + a);
+  return {q * e2 + e, x / (1.f + e)};
+}
+FX_INLINE Softplus<Vec<double>::V> softplus_of(Vec<double>::V e, Vec<double>::V x) {
+  typedef Vec<double>::V V;
+  const V u = 1. + e, w = 2. + e, r = 1. / (u * w), s = e * (u * r), t = s * s, t2 = t * t, t4 = t2 * t2;
+  const V a = 0x1.99999999a074fp-2 * t + 0x1.5555555555535p-1, b = 0x1.c71c741c69de7p-3 * t + 0x1.249249208c687p-2;
+  const V c = 0x1.3b1ddb4b07d9ap-3 * t + 0x1.745cb401aa76cp-3, d = 0x1.efd825a47eab8p-4 * t + 0x1.1067c751e7208p-3;
+  const V f = 0x1.5c78343426ed7p-3 * t + 0x1.55b1c0136e27ep-4, q = (f * t4 + (d * t2 + c)) * t4 + (b * t2 + a);
+  return {e - s * (e - t * q), x * (w * r)};                       // 2s = e - s e: the leading term is exact
 }
 
 // Whether any bit of a vector is set

@@ -81,24 +81,6 @@ template <class T> static double sum_of(const T* l, ptrdiff_t n) {
 
 // Loss, gradient and second derivative of elements in vectors.
 template <class T> struct Bent { typename Vec<T>::V loss, grad, hess; };
-// log(1 + e) for e in [0, 1], and x / (1 + e): minimax, 0.12 ulp (float), 0.013 ulp (double).  In double the logarithm wants a
-// quotient too, s = e / (2 + e): one division for both.
-template <class V> struct Softplus { V tail, quotient; };
-FX_INLINE Softplus<Vec<float>::V> softplus_of(Vec<float>::V e, Vec<float>::V x) {
-  typedef Vec<float>::V V;
-  const V e2 = e * e, e4 = e2 * e2;
-  const V a = 0x1.554dd0p-2f * e - 0x1.ffffd2p-2f, b = 0x1.934b54p-3f * e - 0x1.ff23e6p-3f, c = 0x1.b4ae20p-4f * e - 0x1.3a4360p-3f;
-  const V d = 0x1.491ee0p-6f * e - 0x1.d6b250p-5f, q = ((-0x1.af68bcp-9f * e2 + d) * e2 + c) * e4 + (b * e2 + a);
-  return {q * e2 + e, x / (1.f + e)};
-}
-FX_INLINE Softplus<Vec<double>::V> softplus_of(Vec<double>::V e, Vec<double>::V x) {
-  typedef Vec<double>::V V;
-  const V u = 1. + e, w = 2. + e, r = 1. / (u * w), s = e * (u * r), t = s * s, t2 = t * t, t4 = t2 * t2;
-  const V a = 0x1.99999999a074fp-2 * t + 0x1.5555555555535p-1, b = 0x1.c71c741c69de7p-3 * t + 0x1.249249208c687p-2;
-  const V c = 0x1.3b1ddb4b07d9ap-3 * t + 0x1.745cb401aa76cp-3, d = 0x1.efd825a47eab8p-4 * t + 0x1.1067c751e7208p-3;
-  const V f = 0x1.5c78343426ed7p-3 * t + 0x1.55b1c0136e27ep-4, q = (f * t4 + (d * t2 + c)) * t4 + (b * t2 + a);
-  return {e - s * (e - t * q), x * (w * r)};                       // 2s = e - s e: the leading term is exact
-}
 // With z >= 0: L = (y + 1 - y) tail + |z| (1 - y) and dL/dz = (1 - y - y e) / (1 + e); z < 0 swaps y and 1 - y, and the sign.
 template <class T, bool PLAIN> FX_INLINE Bent<T> sigmoid_at(typename Vec<T>::V z, typename Vec<T>::V e, typename Vec<T>::V y, typename Vec<T>::V not_y) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::IV IV;

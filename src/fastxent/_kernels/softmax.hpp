@@ -3,7 +3,7 @@
 // A row, while it stays in cache: (1) maximum; (2) e = exp(u - m) stored where the gradient will stand, with two sums,
 // `rest` without the maximum and `all`; (3) scale.  `rest` and `all` find the number of ties and the sum without y, so the
 // maximum's place is never searched.  Expected: loss <= 4 ulp, gradient <= 4 (float), 6 (double) ulp for labels; sums over
-// rows are double.  By the shape: few.hpp (rows in registers), batch.hpp, wide.hpp; classes that are not contiguous: sweep.hpp, lanes.hpp (any layout).
+// rows are double.  By the shape: pairs.hpp (two classes), few.hpp (rows in registers), batch.hpp, wide.hpp; classes that are not contiguous: sweep.hpp, lanes.hpp (any layout).
 namespace FX_NS { namespace {
 
 // ---- one row, any layout, in double ---------------------------------------------------------------------------------
@@ -121,6 +121,7 @@ template <class T> static void softmax(const SoftmaxRows* a, ptrdiff_t begin, pt
   else if (in_columns<T>(a)) {
     if (a->soft.data) few<T, 0, SOFT>(a, begin, end, scratch, out);
     else if (general) few<T, 0, SMOOTH>(a, begin, end, scratch, out);
+    else if (a->classes == 2 && a->family == fx::CROSS_ENTROPY && a->z_loss == 0) pairs<T>(a, begin, end, scratch, out);
     else few_labels<T, MOST_KNOWN < (int)Vec<T>::N ? (int)MOST_KNOWN : (int)Vec<T>::N>(a, begin, end, scratch, out);
   }
   else if (!batched && fx::in_lanes(a)) {

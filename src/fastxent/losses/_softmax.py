@@ -350,8 +350,13 @@ def softmax_call(
 _small = getattr(_backend.DEFAULT, "softmax_small", None)
 
 
+def _is_count(threads):
+    return threads is None or (type(threads) is int and threads > 0)
+
+
 def _small_at_once(*, gradient):
-    """Decorator: a small call without options skips the checks that it would pass; all else goes the general way."""
+    """Decorator: a small call with no options but these skips checks it would pass; all else goes the general way."""
+    known = {"reduction", "num_threads", *(("out",) if gradient else ())}
 
     def decorate(function):
         if _small is None:
@@ -359,10 +364,12 @@ def _small_at_once(*, gradient):
 
         @functools.wraps(function)
         def answer(*args, **options):
-            if len(args) == 2 and (not options or (gradient and len(options) == 1 and "out" in options)):
-                result = _small(*args, options.get("out"), gradient)
-                if result is not None:
-                    return result if gradient else result[0]
+            if len(args) == 2 and options.keys() <= known:
+                reduction, threads = options.get("reduction", "mean"), options.get("num_threads")
+                if type(reduction) is str and reduction in ("mean", "sum") and _is_count(threads):
+                    result = _small(*args, options.get("out"), gradient, reduction == "mean")
+                    if result is not None:
+                        return result if gradient else result[0]
             return function(*args, **options)
 
         return answer
