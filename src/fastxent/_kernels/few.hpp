@@ -3,8 +3,9 @@
 namespace FX_NS { namespace {
 
 // Labels and weights are taken, and gradients handed on, a block of rows at a time; a block's gradients stay in the first-level cache.
-// With a gradient, batch.hpp is the quicker one the sooner the shorter a vector is: that way costs a transposition there and back.
-enum { FEW_ROWS = 128, FEW_NUMBERS = 2048, MOST_COLUMNS = 64, MOST_COLUMNS_BACK = FX_BYTES == 64 ? 48 : FX_BYTES == 32 ? 24 : 20, MOST_KNOWN = 10 };
+// batch.hpp is the quicker one the sooner the shorter a vector is, with a gradient earlier than without: it need not transpose that back.
+// One limit for both, so that a loss has the same bits with its gradient and alone.
+enum { FEW_ROWS = 128, FEW_NUMBERS = 2048, MOST_COLUMNS = FX_BYTES == 64 ? 56 : FX_BYTES == 32 ? 32 : 24, MOST_KNOWN = 10 };
 
 // N rows of K numbers from z, K apart, as K columns.  Reads up to N - K numbers beyond them.
 template <class T, int K> FX_INLINE void columns_of(const T* z, ptrdiff_t k, typename Vec<T>::V* x) {
@@ -56,6 +57,19 @@ template <class T, int K> FX_INLINE void rows_of(typename Vec<T>::V* x, ptrdiff_
   }
 }
 
+// The maximum of K vectors; NaN may be lost.  In four chains, for a comparison waits for the one before.
+template <class T, class V> FX_INLINE V highest(const V* x, ptrdiff_t K) {
+  V top[4] = {x[0], x[0], x[0], x[0]}; ptrdiff_t k = 1;
+  if (K < 6) {
+    for (; k < K; k++) top[0] = at_least<T>(top[0], x[k]);
+    return top[0];
+  }
+#pragma GCC unroll 4
+  for (; k + 4 <= K; k += 4) for (int c = 0; c < 4; c++) top[c] = at_least<T>(top[c], x[k + c]);
+#pragma GCC unroll 4
+  for (; k < K; k++) top[0] = at_least<T>(top[0], x[k]);
+  return at_least<T>(at_least<T>(top[0], top[1]), at_least<T>(top[2], top[3]));
+}
 // The greatest of two or three exponentials, and the sum of the others; NaN stays in the sum.  The same bits as in any order.
 template <int K, class V> FX_INLINE void top_and_others(const V* e, V* top, V* others) {
   const auto second = e[0] < e[1]; V high = second ? e[1] : e[0]; *others = second ? e[0] : e[1];
@@ -65,7 +79,7 @@ template <int K, class V> FX_INLINE void top_and_others(const V* e, V* top, V* o
 // KNOWN: the number of classes, or 0
 template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char*, BlockOut* out) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Num<T>::I I;
-  constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, COLUMNS = KNOWN ? N : (int)MOST_COLUMNS, SORTED = KNOWN == 2 || KNOWN == 3, PAD = MODE == SOFT ? N * COLUMNS + N : 1;
+  constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, COLUMNS = KNOWN ? N : (int)MOST_COLUMNS, SORTED = KNOWN == 2 || KNOWN == 3, FETCHED = KNOWN == 0 && MODE == LABEL, PAD = MODE == SOFT ? N * COLUMNS + N : 1;
   const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = KNOWN || FEW_ROWS * K <= FEW_NUMBERS ? FEW_ROWS : FEW_NUMBERS / K / N * N;
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
   alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], ratio[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD], wide_z[FEW_NUMBERS + N];
@@ -94,23 +108,27 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
         z = pad;
         if (MODE == SOFT) { for (ptrdiff_t i = 0; i < N * K + N; i++) pad_soft[i] = i < left ? t[i] : T(0); t = pad_soft; }
       }
-      V x[COLUMNS], q[MODE == SOFT ? COLUMNS : 1];
+      V ey = {}, zy = {}, x[COLUMNS], q[MODE == SOFT ? COLUMNS : 1];
       columns_of<T, KNOWN>(z, K, x);
       if (MODE == SOFT) columns_of<T, KNOWN>(t, K, q);
       const IV yv = *(const IV*)(yi + r); const V lv = *(const V*)(weight + r), wv = *(const V*)(wy + r);
-      V m = x[0];
-#pragma GCC unroll 16
-      for (ptrdiff_t k = 1; k < K; k++) m = x[k] > m ? x[k] : m;
+      const V m = highest<T>(x, K);
       unlimited &= (m > -inf) & (m < inf);
       const VShift<T> sh = shift_of_lanes<T>(m);
-      V rests[CH] = {}, nears[CH] = {}, ties = {}, top = {}, ey = {}, zy = {}, Qs[CH] = {}; IV odd = {};
+      if (FETCHED) {
+        alignas(64) T own[N];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i++) own[i] = z[i * K + y[r + i]];
+        zy = *(const V*)own; ey = exp_of<T>(zy, sh);
+      }
+      V rests[CH] = {}, nears[CH] = {}, ties = {}, top = {}, Qs[CH] = {}; IV odd = {};
       auto column = [&](ptrdiff_t k, int c) __attribute__((always_inline)) {
         const V u = x[k], e = exp_of<T>(u, sh), far = m - u;
         __builtin_prefetch(next + k * N * item);
         if (MODE == SOFT) {
           odd |= ~is_share<T>(q[k]); q[k] = q[k] * alpha + beta;
           Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
-        } else { zy = yv == (I)k ? u : zy; ey = yv == (I)k ? e : ey; }
+        } else if (!FETCHED) { zy = yv == (I)k ? u : zy; ey = yv == (I)k ? e : ey; }
         if (MODE == SMOOTH) nears[c] += yv == (I)k ? V{} : far;
         if (!SORTED) { top = u >= m ? e : top; ties += u >= m ? V{} + T(1) : V{}; rests[c] = add_below<T>(rests[c], e, u, m); }
         x[k] = e;
@@ -181,7 +199,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
 
 template <class T> static bool in_columns(const SoftmaxRows* a) {
   const ptrdiff_t K = a->classes, item = item_size<T>(a->storage); const bool general = a->soft.data || a->smoothing != 0;
-  return K >= 2 && K <= (a->grad.data ? MOST_COLUMNS_BACK : MOST_COLUMNS) && a->inner == 1 && a->logits.outer == K * item && a->logits.cls == item && !a->hess.data &&
+  return K >= 2 && K <= MOST_COLUMNS && a->inner == 1 && a->logits.outer == K * item && a->logits.cls == item && !a->hess.data &&
          (!a->grad.data || (a->grad.outer == K * item && a->grad.cls == item)) && !a->bias && a->temperature == 1 &&
          (!a->soft.data || (a->soft.outer == K * (ptrdiff_t)sizeof(T) && a->soft.cls == sizeof(T))) && !(general && a->class_weight);
 }
