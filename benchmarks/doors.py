@@ -60,7 +60,8 @@ def step(loss_of, *leaves):
 def compare(title, ours, theirs, rounds, repeats=1):
     """One row: PyTorch's time, ours, and the ratio."""
     for a, b in zip(ours(), theirs(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        # PyTorch's loss of bfloat16 is a mean of logarithms that were rounded to it: some ulp from the truth.
+        torch.testing.assert_close(a, b, rtol=0.02 if b.dtype == torch.bfloat16 else 1e-3, atol=1e-5)
     t = medians({"ours": ours, "theirs": theirs}, rounds, repeats)
     unit, factor = ("µs", 1e6) if t["theirs"] < 1e-3 else ("ms", 1e3)
     times = (f"{t[name] * factor:.3g} {unit}" for name in ("theirs", "ours"))
