@@ -335,6 +335,23 @@ def test_one_row_that_is_nan(backend, each):
         assert_array_equal(a[others], b[others])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("classes", [2, 3, 5, 17, 60, 300])
+def test_nan_reaches_the_loss_of_its_row(backend, each, classes, dtype):
+    """Wherever it stands: beside the label or at it, first, where maxima begin, or last."""
+    each = dataclasses.replace(each, alpha=None) if getattr(each, "alpha", None) == ALPHA else each
+    rng = np.random.default_rng(5)
+    for at in (0, classes - 1):
+        for label in (0, classes - 1):
+            z, y = rng.normal(size=(20, classes)).astype(dtype), np.full(20, label)
+            z[7, at] = np.nan
+            losses, grad = each.loss_grad(z, y, None, "none", backend=backend)
+            for result in (each.loss(z, y, None, "none", backend=backend), losses, grad.sum(axis=1)):
+                assert_array_equal(np.isnan(result), np.arange(20) == 7)
+            assert np.isnan(grad[7]).all()
+            assert np.isnan(each.loss(z, y, backend=backend))
+
+
 def test_one_class_and_no_rows(backend, each):
     z = np.zeros((3, 1))
     y = np.zeros(3, int)

@@ -2,6 +2,7 @@
 //     f,   G = -p f'(p),   and   P = q p dG/dp
 // (with the factor q it stays finite as q -> 0).  Then g_k = G (p_k - [k = y]) and the Hessian is
 //     G (diag p - p p') - P/q d d',   d = p - e_y.
+// NaN in p, q or l is NaN in all three: comparisons ask for the limit, which NaN is not.
 // In double whatever the storage: powers amplify rounding by their logarithm.  A new member: an entry of `Family` and one
 // specialization of `member_at`, for one number and for a vector of them alike.
 namespace FX_NS { namespace {
@@ -42,8 +43,8 @@ template <class X> FX_INLINE X power(X q, double gamma) {
     for (int n = (int)twice / 2; n > 0; n--) r *= q;
     return r;
   }
-  const X one = X{} + 1., r = exp_down(gamma * log_normal(q > 0. ? q : one));
-  return q > 0. ? r : X{};
+  const X one = X{} + 1., r = exp_down(gamma * log_normal(q == 0. ? one : q));
+  return q == 0. ? X{} : r;
 }
 
 template <int F, class X> struct MemberAt;
@@ -52,8 +53,8 @@ template <class X> struct MemberAt<fx::CROSS_ENTROPY, X> {
 };
 template <class X> struct MemberAt<fx::FOCAL, X> {
   static FX_INLINE_MEMBER MemberOf<X> at(double gamma, double, X p, X q, X l) {
-    const X part = power(q, gamma), over = l / q, ratio = q > 0. ? over : X{} + 1., pr = p > 0. ? p * ratio : X{}, f = part * l;
-    return {q > 0. ? f : X{}, part * (gamma * pr + 1.), gamma * part * (pr * (1. - gamma * p) - 2. * p)};
+    const X part = power(q, gamma), over = l / q, ratio = q == 0. ? X{} + 1. : over, pr = p == 0. ? X{} : p * ratio, f = part * l;
+    return {q == 0. ? X{} : f, part * (gamma * pr + 1.), gamma * part * (pr * (1. - gamma * p) - 2. * p)};
   }
 };
 template <class X> struct MemberAt<fx::LINEAR, X> {
@@ -64,7 +65,7 @@ template <class X> struct MemberAt<fx::LINEAR, X> {
 };
 template <class X> struct MemberAt<fx::POWER, X> {
   static FX_INLINE_MEMBER MemberOf<X> at(double r, double, X, X q, X l) {
-    const X x = l < 1e300 ? -r * l : X{} - 1e300, part = exp_down(x);
+    const X x = l > 1e300 ? X{} - 1e300 : -r * l, part = exp_down(x);
     return {-expm1_down(x) / r, part, r * part * q};
   }
 };
