@@ -87,6 +87,19 @@ def test_value(name, soft, weighted, dtype):
     assert actual == pytest.approx(float(truth), rel=float(8 * np.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_probabilities_smaller_than_any_float32(backend, dtype):
+    """Without smoothing a region with nothing to be found is lost as a whole, however little was found."""
+    z = np.array([-150.0, -180.0], dtype)
+    for loss in (fx.DiceLoss(smooth=0.0), fx.TverskyLoss(0.3, 0.7, smooth=0.0)):
+        assert loss.loss(z, np.zeros(2, int), backend=backend) == 1
+    many = fx.DiceLoss(activation="softmax", axis=0, smooth=0.0)
+    logits = np.array([[0.0, -150.0, -20.0], [0.0, -180.0, -30.0]])
+    labels = np.array([0, 0])
+    expected = many.loss(logits, labels, backend="cpu")
+    assert many.loss(logits.astype(dtype), labels, backend=backend) == pytest.approx(expected, rel=1e-14)
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(LOSSES)))
 def test_dice_formula_of_the_paper(seed, name):
     """L = 1 - N/D with N = 2 sum v p t + s, D = sum v (p + t) + s."""

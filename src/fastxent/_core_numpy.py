@@ -645,8 +645,11 @@ def region_grad(
 
 
 def _probabilities(values, activation):
-    """p and 1 - p of region losses, each without cancellation, and the rows of a softmax, in the compute dtype."""
-    z = _compute(values)
+    """p and 1 - p of region losses, each without cancellation, and the rows of a softmax, in float64 as in the kernels.
+
+    Without smoothing a region's loss is a ratio of sums that may be smaller than any float32.
+    """
+    z = values.astype(np.float64)
     if activation == "none":
         return z, 1 - z, None
     if activation == "sigmoid":
