@@ -43,10 +43,10 @@ test-all: .venv/all
 versions: .venv/versions
 	JOBS=$(JOBS) $(BIN)/python -m nox $(ARGS)
 
-# One test at a time, which all threads run together: what it calls must not mind. Tests of the oracle alone, and of a sum that takes it
-# long, are left out: the plugin changes threads every microsecond, in which mpmath does not get far.
+# One test at a time, which all threads run together: what it calls must not mind. Tests of the oracle alone are left out: the plugin
+# changes threads every microsecond, in which mpmath does not get far.
 parallel: .venv/parallel
-	$(BIN)/python -m pytest -q -p no:cacheprovider --benchmark-disable -m "not slow" -k "not oracle and not many_terms" --parallel-threads $(PARALLEL_THREADS) \
+	$(BIN)/python -m pytest -q -p no:cacheprovider --benchmark-disable -m "not slow" -k "not oracle" --parallel-threads $(PARALLEL_THREADS) \
 	  --skip-thread-unsafe=True $(PARALLEL_TESTS) $(ARGS)
 
 # A build with sanitizers, in a copy of the sources: the extensions of .venv stay as they are.

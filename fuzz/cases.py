@@ -22,7 +22,6 @@ import math
 import tempfile
 import warnings
 import zipfile
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -284,7 +283,7 @@ def _answer(call, backend):
     ]
 
 
-def alike(a, b, tolerance=1.0, single=False):
+def alike(a, b, tolerance=1.0, single=False, floor=0.1):
     """Two answers of the same computation; small numbers may be rounding alone."""
     assert a.shape == b.shape, f"shape {a.shape} is not {b.shape}"
     assert a.dtype == b.dtype, f"dtype {a.dtype} is not {b.dtype}"
@@ -295,7 +294,7 @@ def alike(a, b, tolerance=1.0, single=False):
     both = np.isfinite(a) & np.isfinite(b)
     odd = ~both & ~((a == b) | (np.isnan(a) & np.isnan(b)))
     with np.errstate(all="ignore"):
-        far = both & (np.abs(a - b) > step * max(np.abs(b[both]).max(initial=0), 0.1))
+        far = both & (np.abs(a - b) > step * max(np.abs(b[both]).max(initial=0), floor))
     for wrong in (odd, far):
         assert not wrong.any(), f"{a[wrong][:4]} is not {b[wrong][:4]} at {np.argwhere(wrong)[:4].tolist()}"
 
@@ -365,25 +364,12 @@ def _specified(y, options):
     return not np.isinf(values).any()
 
 
-def _moved_far(z, loss):
-    """Whether the rounding of z / temperature + bias to float32 decides: one rounding is as right as two."""
-    z = np.asarray(z)
-    terms = getattr(loss, "terms", ()) or ([loss.term] if hasattr(loss, "term") else [])
-    if terms:
-        return any(_moved_far(z, term) for term in terms)
-    temperature, bias = getattr(loss, "temperature", 1.0), getattr(loss, "logit_bias", None)
-    if (temperature == 1 and bias is None) or z.dtype == np.float64:
-        return False
-    size = np.abs(z.astype(float))
-    return size.max(where=np.isfinite(size), initial=0) > 1e3 * (abs(temperature) or 1)
-
-
 def softmax(case):
     """The functions of softmax cross-entropy."""
     c = case.choices
     z, y, axis, n_classes, rows = _problem(case)
     options = _softmax_options(case, n_classes) | _how(case) | {"axis": axis}
-    case.specified = _specified(y, options) and not _moved_far(z, SimpleNamespace(**options))
+    case.specified = _specified(y, options)
     options["sample_weight"] = case.weights(rows)
     kind = c.below(5)
     if kind == 0:
@@ -500,7 +486,7 @@ def family(case):
 def _methods(case, loss, z, y, shape, rows):
     c = case.choices
     weight, how = case.weights(rows), _how(case)
-    case.specified = _specified(y, how) and not _moved_far(z, loss)
+    case.specified = _specified(y, how)
     if isinstance(loss, (fx.DiceLoss, fx.TverskyLoss)) and weight is not None and not how["check"]:
         case.specified &= not (np.asarray(weight) < 0).any()  # sums around 0 in the denominator
     reduction = how.pop("reduction")
@@ -594,7 +580,7 @@ def linear(case):
     case.specified = _specified(y, options)
     options["sample_weight"] = case.weights((n,))
     # Products of different sizes round differently, and one of an infinity and 0 is NaN where it is computed at all.
-    compare = _tame(*(X.data if sparse.issparse(X) else X, W, bias, y)) and options.get("temperature") != 1e-3
+    compare = _tame(*(X.data if sparse.issparse(X) else X, W, bias, y))
     layer.LARGE_W = 1 if c.flag() else 1 << 16  # how both kinds of passes are reached with small arrays
     if c.flag():
         return case.twice(
@@ -665,9 +651,10 @@ def boost(case):
     labels = y.reshape(shape).astype(dtype) if y.size == math.prod(shape) else y.reshape(-1).astype(np.int64)
     arguments = (np.asarray(margins), labels, weight, "sum")
     oracle = fx.SoftmaxCrossEntropy(**options).grad_hess(*arguments, hessian=policy, backend="numpy")
-    mass = max(1.0, float(labels.max(initial=0))) if labels.shape == shape else 1.0  # of shares that cancel
+    # Shares that cancel leave 4 ulp of the largest one (LOSSES.md), which is more than `alike` allows from 40 on.
+    mass = float(labels.max(initial=0)) if labels.shape == shape else 1.0
     for a, b in zip(result, oracle, strict=True):
-        alike(a, b.astype(np.float32), mass)
+        alike(a, b.astype(np.float32), floor=max(0.1, 4 * np.finfo(dtype).eps * mass / 2e-4))
     return result
 
 
