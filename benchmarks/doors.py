@@ -72,7 +72,7 @@ def softmax(shape, rounds, repeats=1, dtype=torch.float32):
     y = torch.randint(0, shape[1], (shape[0], *shape[2:]))
     ours, theirs = (step(lambda f=f: f(z, y), z) for f in (ft.cross_entropy, functional.cross_entropy))
     name = " × ".join(map(str, shape))
-    # PyTorch's loss of bfloat16 is some ulp from the truth, a mean of logarithms rounded to it: its float32, rounded once.
+    # PyTorch rounds the logarithms of bfloat16 before their mean, some ulp from the truth: its float32, rounded once.
     truth = step(lambda: functional.cross_entropy(z.float(), y).to(dtype), z)
     compare(f"cross_entropy {name} {str(dtype).removeprefix('torch.')}", ours, theirs, rounds, repeats, truth)
 
