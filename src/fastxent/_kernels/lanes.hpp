@@ -67,7 +67,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
   const ptrdiff_t K = a->classes, step = B / N, item = item_size<T>(a->storage); const T inf = T(__builtin_inf()), eps = T(__builtin_ldexp(1., -C::mant));
   const Target<T> target(a); const T zeta = target.zeta, beta = target.beta, alpha = target.alpha, top_share = target.top;
   const T* const w = target.w; const T* const bias = (const T*)a->bias; const T inverse = T(1 / a->temperature);
-  const bool affine = bias || a->temperature != 1, soft = GENERAL && a->soft.data;
+  const bool soft = GENERAL && a->soft.data;
   T* const t = (T*)scratch; T* const ts = t + K * B; T* const hs = ts + (soft ? K * B : 0);
   alignas(64) T weight[MOST], wy[MOST], L[MOST], LSE[MOST]; alignas(64) I yi[MOST]; int64_t y[MOST];
   double total = 0; const bool streamed = a->stream && a->grad.outer == K * item; const ptrdiff_t ahead = rows_ahead(K * item, B);
@@ -84,7 +84,8 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
     for (ptrdiff_t r = 0; r < B; r += N) {
       V* const col = (V*)(t + r); const V* const goal = (const V*)(ts + r); V* const hcol = (V*)(hs + r);
       const IV yv = *(const IV*)(yi + r); const V lv = *(const V*)(weight + r), wv = *(const V*)(wy + r);
-      if (affine) for (ptrdiff_t k = 0; k < K; k++) { V u = col[k * step] * inverse; col[k * step] = bias ? u + bias[k] : u; }
+      if (a->temperature != 1) for (ptrdiff_t k = 0; k < K; k++) col[k * step] *= inverse;   // stored, so rounded as everywhere
+      if (bias) for (ptrdiff_t k = 0; k < K; k++) col[k * step] += bias[k];
       V m = V{} - inf, zy = {};
       for (ptrdiff_t k = 0; k < K; k++) { const V u = col[k * step]; m = u > m ? u : m; zy = yv == (I)k ? u : zy; }
       unlimited &= (m > -inf) & (m < inf);

@@ -136,6 +136,13 @@ template <class T, bool LABELS> FX_INLINE Closed<T> close_rows(
   return o;
 }
 
+// u_k = z_k / T + b_k of the row at `from`.  Every kernel stores z_k / T before it adds b_k; a fused multiply-add would be
+// another number, and where u is large the losses of two layouts would differ by as much as its last digit.
+template <class T> FX_INLINE T logit_at(const SoftmaxRows* a, const char* from, T inverse, const T* bias, ptrdiff_t k) {
+  const volatile T scaled = number_at<T>(a->storage, from + k * a->logits.cls) * inverse;
+  return bias ? scaled + bias[k] : scaled;
+}
+
 // The rows of the limits, whose maximum is not finite: one +inf takes all the probability, any other such row is NaN.
 // Fills g[k * step], h[k * step] where not null; returns the loss (weight included).  Of a row of weight 0 only lse is left.
 template <class T> __attribute__((noinline, cold)) static T limit_row(
@@ -144,7 +151,7 @@ template <class T> __attribute__((noinline, cold)) static T limit_row(
   const char* const zp = run_at(a->logits, inner, i, 1).at; const char* const tp = a->soft.data ? run_at(a->soft, inner, i, 1).at : 0;
   const T* bias = (const T*)a->bias; ptrdiff_t at = -1, count = 0; bool nan = weight != weight;
   for (ptrdiff_t k = 0; k < K; k++) {
-    T u = number_at<T>(a->storage, zp + k * a->logits.cls) * inverse; if (bias) u += bias[k];
+    const T u = logit_at(a, zp, inverse, bias, k);
     nan |= u != u; if (u == inf) { at = k; count++; }
   }
   *lse = nan || count != 1 ? T(__builtin_nan("")) : inf;

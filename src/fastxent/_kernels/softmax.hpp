@@ -19,7 +19,7 @@ template <class T> static bool read_row(const SoftmaxRows* a, ptrdiff_t i, doubl
   const char* const zp = run_at(a->logits, a->inner, i, 1).at; const double inf = __builtin_inf();
   o->m = -inf; o->at = 0; bool nan = false;
   for (ptrdiff_t k = 0; k < K; k++) {
-    T v = number_at<T>(a->storage, zp + k * a->logits.cls) * inverse; if (bias) v += bias[k];
+    const T v = logit_at(a, zp, inverse, bias, k);
     u[k] = v; nan |= v != v; if (v > o->m) { o->m = v; o->at = k; }
   }
   if (nan || !(o->m > -inf && o->m < inf)) return false;
