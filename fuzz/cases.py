@@ -237,8 +237,11 @@ class Case:
 
     # ---------------------------------------------------------------------------------------------------------- verdict
 
-    def twice(self, call, tolerance=1.0, *, compare=True):
-        """Call with the compiled kernels and with NumPy's; both answers must agree. What the first gave."""
+    def twice(self, call, tolerance=1.0, *, compare=True, rounding=lambda: (0.0,)):
+        """Call with the compiled kernels and with NumPy's; both answers must agree. What the first gave.
+
+        `rounding()`, asked where both answered, says how far apart rounding may leave the first result and the others.
+        """
         first, second = _answer(call, "cpu"), _answer(call, "numpy")
         for place, written in self.places:
             place.check(written=written)
@@ -249,8 +252,9 @@ class Case:
             return None
         self.record(first)
         if compare and self.specified:
-            for a, b in zip(first, second, strict=True):
-                alike(a, b, tolerance, self.single)
+            allowed = rounding()
+            for at, (a, b) in enumerate(zip(first, second, strict=True)):
+                alike(a, b, tolerance, self.single, allowed[min(at, len(allowed) - 1)])
         return first
 
     def once(self, call):
@@ -263,6 +267,10 @@ class Case:
             return None
         self.record(result)
         return result
+
+    def eps(self):
+        """The relative spacing of the numbers of its arithmetic."""
+        return float(np.finfo(np.float32 if self.single else np.float64).eps)
 
     def record(self, results):
         self.answered = True
@@ -283,7 +291,7 @@ def _answer(call, backend):
     ]
 
 
-def alike(a, b, tolerance=1.0, single=False, floor=0.1):
+def alike(a, b, tolerance=1.0, single=False, rounding=0.0):
     """Two answers of the same computation; small numbers may be rounding alone."""
     assert a.shape == b.shape, f"shape {a.shape} is not {b.shape}"
     assert a.dtype == b.dtype, f"dtype {a.dtype} is not {b.dtype}"
@@ -294,7 +302,7 @@ def alike(a, b, tolerance=1.0, single=False, floor=0.1):
     both = np.isfinite(a) & np.isfinite(b)
     odd = ~both & ~((a == b) | (np.isnan(a) & np.isnan(b)))
     with np.errstate(all="ignore"):
-        far = both & (np.abs(a - b) > step * max(np.abs(b[both]).max(initial=0), floor))
+        far = both & (np.abs(a - b) > max(step * max(np.abs(b[both]).max(initial=0), 0.1), rounding))
     for wrong in (odd, far):
         assert not wrong.any(), f"{a[wrong][:4]} is not {b[wrong][:4]} at {np.argwhere(wrong)[:4].tolist()}"
 
@@ -356,12 +364,43 @@ def _problem(case, *, least=1):
     return z, y, case.option((axis,), (7, -9, "1")), n_classes, rows
 
 
+def _shares(y, n_classes, rows, options, weight, axis=-1):
+    """The largest share |v q| of a class in the loss, and the shares of a row or, where rows are added, of all rows.
+
+    A gradient with respect to logits is a difference of shares, exact to 4 ulp of the larger one (LOSSES.md).
+    """
+    y = np.asarray(y)
+    if y.size == 0:
+        return 0.0, 0.0
+    if y.shape == rows:
+        live = y.astype(object) != options.get("ignore_index", -100)
+        t = (np.where(live, y, -1)[..., None] == np.arange(n_classes)).astype(float)
+    else:
+        t = np.moveaxis(y.astype(float), axis, -1)
+        live = np.ones(rows, bool)
+    w = np.asarray(options.get("class_weight") or np.ones(n_classes))
+    v = np.broadcast_to(1.0 if weight is None else np.asarray(weight, float), rows) * live
+    parts = {"mean": (v * (w * t).sum(-1)).sum(), "mean_rows": live.sum(), "mean_all": live.size}
+    smoothing = options.get("label_smoothing") or 0.0
+    q = np.abs(v)[..., None] * w * (t + smoothing)
+    q /= (parts.get(options["reduction"]) or 1.0) * np.log(options.get("base") or math.e)
+    q = np.abs(q)
+    total = q.sum(-1).max(initial=0) if options["reduction"] == "none" else q.sum()
+    return q.max(initial=0), total
+
+
 def _specified(y, options):
-    """Whether the answer is: not without checks for an infinite share of a target."""
-    if options["check"] or isinstance(y, (tuple, dict)):
+    """Whether the answer is: not without checks for an infinite share of a target, nor a mean over subnormal shares.
+
+    The mean divides by the sum of the shares, and 1 / 1e-42 is beyond float32.
+    """
+    if isinstance(y, (tuple, dict)):
         return True
     (values,) = _as_floats((y,))
-    return not np.isinf(values).any()
+    subnormal = 0 < np.abs(values).max(initial=0) < np.finfo(np.float32).smallest_normal
+    return not (subnormal and options.get("reduction") == "mean") and (
+        options["check"] or not np.isinf(values).any()
+    )
 
 
 def softmax(case):
@@ -370,7 +409,12 @@ def softmax(case):
     z, y, axis, n_classes, rows = _problem(case)
     options = _softmax_options(case, n_classes) | _how(case) | {"axis": axis}
     case.specified = _specified(y, options)
-    options["sample_weight"] = case.weights(rows)
+    options["sample_weight"] = weight = case.weights(rows)
+
+    def of_gradient(upstream=1.0):
+        largest, _ = _shares(y, n_classes, rows, options, weight, axis)
+        return 4 * case.eps() * largest * np.abs(upstream).max(initial=0) / options.get("temperature", 1.0)
+
     kind = c.below(5)
     if kind == 0:
         return case.twice(lambda b: fx.softmax_cross_entropy(z, y, backend=b, **options))
@@ -380,12 +424,20 @@ def softmax(case):
         upstream = case.numbers(rows) if options["reduction"] == "none" else 2.0
         out = case.out(z)
         return case.twice(
-            lambda b: fx.softmax_cross_entropy_backward(upstream, z, y, backend=b, out=out(), **options)
+            lambda b: fx.softmax_cross_entropy_backward(upstream, z, y, backend=b, out=out(), **options),
+            rounding=lambda: (of_gradient(upstream),),
         )
-    if kind == 3 and isinstance(z, np.ndarray):  # in place
-        return case.twice(lambda b: _in_place(fx.softmax_cross_entropy_with_grad, z, y, b, options))
-    out = case.out(z)
-    return case.twice(lambda b: fx.softmax_cross_entropy_with_grad(z, y, backend=b, out=out(), **options))
+    function, out = fx.softmax_cross_entropy_with_grad, None
+    in_place = kind == 3 and isinstance(z, np.ndarray)
+    if not in_place:
+        out = case.out(z)
+
+    def value(backend):
+        if in_place:
+            return _in_place(function, z, y, backend, options)
+        return function(z, y, backend=backend, out=out(), **options)
+
+    return case.twice(value, rounding=lambda: (0.0, of_gradient()))
 
 
 def _in_place(function, z, y, backend, options):
@@ -579,16 +631,36 @@ def linear(case):
     options = _softmax_options(case, k) | _how(case)
     case.specified = _specified(y, options)
     options["sample_weight"] = case.weights((n,))
-    # Products of different sizes round differently, and one of an infinity and 0 is NaN where it is computed at all.
+    # One of an infinity and 0 is NaN where it is computed at all.
     compare = _tame(*(X.data if sparse.issparse(X) else X, W, bias, y))
     layer.LARGE_W = 1 if c.flag() else 1 << 16  # how both kinds of passes are reached with small arrays
+
+    def rounding():
+        """Products of other sizes add in another order: each logit is off by some units of what was added, over T."""
+        x, w = np.abs(X).toarray() if sparse.issparse(X) else np.abs(np.asarray(X)), np.abs(np.asarray(W))
+        added = (x.astype(float) @ w).max(initial=0) + np.abs(
+            np.asarray(bias, float) if bias is not None else 0
+        ).max()
+        temperature = options.get("temperature", 1.0)
+        off = 2 * (d + 2) * case.eps() * added / temperature
+        largest, total = _shares(y, k, (n,), options, options["sample_weight"])
+        of_logits = (off * total + 4 * case.eps() * largest * n) / temperature
+        return off * total, of_logits * max(1, x.max(initial=0), w.max(initial=0))
+
     if c.flag():
         return case.twice(
-            lambda b: fx.linear_cross_entropy(X, W, y, bias, backend=b, **options), compare=compare
+            lambda b: fx.linear_cross_entropy(X, W, y, bias, backend=b, **options),
+            compare=compare,
+            rounding=rounding,
         )
     options["need_dx"] = c.flag()
     function = fx.linear_cross_entropy_with_grad
-    return case.twice(lambda b: _flat(function(X, W, y, bias, backend=b, **options)), 10.0, compare=compare)
+    return case.twice(
+        lambda b: _flat(function(X, W, y, bias, backend=b, **options)),
+        10.0,
+        compare=compare,
+        rounding=rounding,
+    )
 
 
 def _flat(result):
@@ -651,10 +723,10 @@ def boost(case):
     labels = y.reshape(shape).astype(dtype) if y.size == math.prod(shape) else y.reshape(-1).astype(np.int64)
     arguments = (np.asarray(margins), labels, weight, "sum")
     oracle = fx.SoftmaxCrossEntropy(**options).grad_hess(*arguments, hessian=policy, backend="numpy")
-    # Shares that cancel leave 4 ulp of the largest one (LOSSES.md), which is more than `alike` allows from 40 on.
-    mass = float(labels.max(initial=0)) if labels.shape == shape else 1.0
+    largest, _ = _shares(labels, n_classes, shape[:1], options | {"reduction": "sum"}, weight)
+    rounding = 4 * float(np.finfo(dtype).eps) * largest / options.get("temperature", 1.0)
     for a, b in zip(result, oracle, strict=True):
-        alike(a, b.astype(np.float32), floor=max(0.1, 4 * np.finfo(dtype).eps * mass / 2e-4))
+        alike(a, b.astype(np.float32), rounding=rounding)
     return result
 
 

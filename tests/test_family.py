@@ -312,6 +312,27 @@ def test_infinite_logits(backend, dtype, each, policy):
     assert_allclose(x[[0, 2]], 2, rtol=1e-6)
 
 
+def test_soft_targets_lose_no_digits_in_float32(backend, each):
+    """Members are powers and differences of probabilities, which amplify rounding: they are computed in float64."""
+    each = dataclasses.replace(each, alpha=None) if getattr(each, "alpha", None) == ALPHA else each
+    rng = np.random.default_rng(6)
+    z, t = 6 * rng.normal(size=(50, 7)).astype("float32"), rng.uniform(size=(50, 7)).astype("float32")
+    differences_of_shares = type(each) is fx.SoftmaxCrossEntropy
+    atol = 2.0**-21 * t.sum(1).max() if differences_of_shares else 1e-30
+    found = each.grad_hess(z, t, reduction="none", hessian="exact", backend=backend)
+    truth = each.grad_hess(z.astype(float), t, reduction="none", hessian="exact", backend=backend)
+    for a, b in zip(found, truth, strict=True):
+        assert_allclose(a, b, rtol=2.0**-22, atol=atol)
+
+
+def test_z_loss_beside_a_huge_share(backend, dtype):
+    """The share's own terms cancel, and leave the z-loss."""
+    z = np.array([[200.0, 0.0, 1.0]], dtype)
+    loss = fx.GeneralizedCrossEntropy(r=1.0, z_loss=1e-4)
+    _, grad = loss.loss_grad(z, [[1e30, 0.0, 0.0]], None, "sum", backend=backend)
+    assert_allclose(grad[0, 0], 2e-4 * 200, rtol=1e-6)
+
+
 def test_label_without_probability(backend, dtype, each):
     """f(0) is infinite where -log p is part of it, and the gradient stays finite."""
     z = np.array([[0.0, -np.inf, 1.0, 0.0]], dtype)

@@ -76,7 +76,7 @@ def softmax_rows(
         The sum of the weighted losses; the first row (outer * inner order) with a bad target, or -1; rows not ignored.
     """
     n_classes = logits.shape[1]
-    rows = _softmax(logits, logit_bias, temperature)
+    rows = _softmax(logits, logit_bias, temperature, wide=family != "cross_entropy")
     _, q, weight, bad = _targets(
         targets,
         n_classes,
@@ -95,24 +95,24 @@ def softmax_rows(
     else:
         total = _product(q, member.G).sum(axis=1)
         loss = _product(q, member.f).sum(axis=1)
-    coefficient = total
+    slope = 2 * z_loss * lse if z_loss else np.zeros_like(lse)
     if z_loss:
         loss = np.where(np.isposinf(lse), lse, loss + z_loss * lse * lse)  # the square outgrows all others
-        coefficient = total + 2 * z_loss * lse
-    loss *= weight
     dead = weight == 0
-    loss[dead] = 0
+    loss = np.where(dead, 0, loss * weight).astype(rows.dtype, copy=False)
     if loss_out is not None:
         loss_out[...] = loss.reshape(loss_out.shape)
     if lse_out is not None:
         lse_out[...] = lse.reshape(lse_out.shape)
     if grad_out is not None:
         own = _product(q, member.G)
-        # q (p - 1) apart from the rest: at a label the other terms cancel exactly
-        grad = _product(rows.p, coefficient[:, None] - own) - _product(own, rows.one_minus_p)
+        # q (p - 1) apart from the rest: at a label, and of a single class, the other terms cancel exactly
+        grad = _product(rows.p, total[:, None] - own) - _product(own, rows.one_minus_p)
+        if z_loss:
+            grad += _product(rows.p, slope[:, None])
         _store(grad_out, grad, weight * (scale / temperature), dead)
     if hess_out is not None:
-        hess = _product(rows.p * rows.one_minus_p, coefficient[:, None])
+        hess = _product(rows.p * rows.one_minus_p, (total + slope)[:, None])
         if z_loss:
             hess += 2 * z_loss * rows.p * rows.p
         if family != "cross_entropy":
@@ -148,7 +148,7 @@ def softmax_hvp(
     Returns the first row with a bad target, or -1.
     """
     n_classes = logits.shape[1]
-    rows = _softmax(logits, logit_bias, temperature)
+    rows = _softmax(logits, logit_bias, temperature, wide=True)
     _, q, weight, bad = _targets(
         targets,
         n_classes,
@@ -698,14 +698,20 @@ def _blocks(n_rows, k):
 
 
 class _softmax:
-    """Rows of logits as numbers: u, m, log1p(rest), lse, l = -log p, p, and 1 - p without cancellation."""
+    """Rows of logits as numbers: u, m, log1p(rest), lse, l = -log p, p, and 1 - p without cancellation.
 
-    def __init__(self, logits, logit_bias, temperature):
+    `wide` computes in float64 what follows from u, as the kernels do for powers of p, which amplify rounding.
+    """
+
+    def __init__(self, logits, logit_bias, temperature, *, wide=False):
         u = _compute(_rows(logits))
         if temperature != 1:
             u = u * u.dtype.type(1 / temperature)
         if logit_bias is not None:
             u = u + logit_bias
+        self.dtype = u.dtype
+        if wide:
+            u = u.astype(np.float64)
         m = u.max(axis=1)
         infinite = None
         if not np.isfinite(m).all():

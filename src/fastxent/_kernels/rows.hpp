@@ -129,7 +129,7 @@ template <class T, bool LABELS> FX_INLINE Closed<T> close_rows(
   o.gy = low * -per;
   if (zeta != 0) {
     o.loss += zeta * o.lse * o.lse; o.coefficient += 2 * zeta * o.lse;
-    o.gy = (2 * zeta * o.lse * ey - low) * per;
+    o.gy = 2 * zeta * o.lse * (ey * per) - low * per;   // in this order a huge lse does not overflow before it is scaled
   }
   o.loss = lv == T(0) ? V{} : o.loss * lv;
   o.by = o.coefficient * per;

@@ -7,7 +7,8 @@
 namespace FX_NS { namespace {
 
 // ---- one row, any layout, in double ---------------------------------------------------------------------------------
-// Targets that are mixtures over a family other than cross-entropy, and Hessian-vector products: L = sum_k q_k f(p_k), so
+// Targets that are mixtures over a family other than cross-entropy, or over a single class, and Hessian-vector products:
+// L = sum_k q_k f(p_k), so
 //     g_j = S p_j - q_j G_j,   S = sum_k q_k G_k,   H = S (diag p - p p') - sum_k q_k P_k / (1 - p_k) d_k d_k',   d_k = p - e_k,
 // and the z-loss adds 2 zeta lse to S and 2 zeta p p' to H.  Not a hot path: one scalar loop for all of it.
 
@@ -39,7 +40,7 @@ FX_INLINE Member member_of(const SoftmaxRows* a, const Row& row, const double* u
 }
 
 template <class T> static void mixtures(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
-  const ptrdiff_t K = a->classes; const Target<T> target(a); const double zeta = a->z_loss; double total = 0;
+  const ptrdiff_t K = a->classes; const Target<T> target(a); const double zeta = a->z_loss, inverse = 1 / a->temperature; double total = 0;
   double* const u = (double*)scratch; double* const e = u + K; T* const g = (T*)(e + K); T* const h = g + K;
   for (ptrdiff_t i = begin; i < end; i++) {
     int64_t y; T weight, lse = 0, loss = 0; Row row;
@@ -54,14 +55,15 @@ template <class T> static void mixtures(const SoftmaxRows* a, ptrdiff_t begin, p
         const Member m = member_of(a, row, u, e, k); const double left = (k == row.at ? row.rest : row.sum - e[k]) / row.sum;
         L += q * m.f; S += q * m.G; bent += left > 0 ? q * m.P / left : 0;
       }
-      const double c = S + 2 * zeta * row.lse;
+      const double up = 2 * zeta * row.lse;
       loss = T((L + zeta * row.lse * row.lse) * weight);
       for (ptrdiff_t k = 0; k < K; k++) {
         const double q = share_of(a, target, goal, y, k), p = e[k] / row.sum, left = (k == row.at ? row.rest : row.sum - e[k]) / row.sum;
         const Member m = q == 0 ? Member{0, 0, 0} : member_of(a, row, u, e, k);
         const double own = left > 0 ? q * m.P / left : 0;
-        g[k] = T(((c - q * m.G) * p - q * m.G * left) * weight * target.grad_scale);   // a label's own terms cancel exactly
-        h[k] = T((c * p * left + 2 * zeta * p * p - (bent - own) * p * p - q * m.P * left) * weight * target.hess_scale);
+        // a label's own terms cancel exactly, and leave what the z-loss adds
+        g[k] = T(((S - q * m.G) * p - q * m.G * left + up * p) * weight * (a->scale * inverse));
+        h[k] = T(((S + up) * p * left + 2 * zeta * p * p - (bent - own) * p * p - q * m.P * left) * weight * (a->scale * inverse * inverse));
       }
     }
     if (weight == 0) { loss = 0; for (ptrdiff_t k = 0; k < K; k++) g[k] = h[k] = 0; }
@@ -117,7 +119,7 @@ template <class T> static void hvp(const SoftmaxRows* a, ptrdiff_t begin, ptrdif
 
 template <class T> static void softmax(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
   const bool general = a->soft.data || a->smoothing != 0, batched = in_batches<T>(a);
-  if (general && a->family != fx::CROSS_ENTROPY) mixtures<T>(a, begin, end, scratch, out);
+  if (general && (a->family != fx::CROSS_ENTROPY || a->classes == 1)) mixtures<T>(a, begin, end, scratch, out);
   else if (in_columns<T>(a)) {
     if (a->soft.data) few<T, 0, SOFT>(a, begin, end, scratch, out);
     else if (general) few<T, 0, SMOOTH>(a, begin, end, scratch, out);
@@ -172,12 +174,7 @@ template <class T> static void totals(const SoftmaxRows* a, ptrdiff_t begin, ptr
         const char* tp = run_at(a->soft, a->inner, i0 + r, 1).at; const ptrdiff_t K = a->classes, cls = a->soft.cls;
         double sum = 0; bool right = true;
         if (cls == sizeof(T) && !w) right = checked_sum((const T*)tp, K, &sum);
-        else
-          for (ptrdiff_t k0 = 0; k0 < K; k0 += CHUNK) {
-            const ptrdiff_t stop = K - k0 > CHUNK ? k0 + CHUNK : K; T part = 0;
-            for (ptrdiff_t k = k0; k < stop; k++) { const T t = *(const T*)(tp + k * cls); part += t * (w ? w[k] : T(1)); right &= is_share<T>(t); }
-            sum += part;
-          }
+        else for (ptrdiff_t k = 0; k < K; k++) { const T t = *(const T*)(tp + k * cls); sum += (double)t * (w ? w[k] : T(1)); right &= is_share<T>(t); }
         if (!right && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         if (weight[r] != 0) total += sum * weight[r];
       }

@@ -123,7 +123,7 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
       const char* const zp = run_at(a->logits, a->inner, i0 + r, 1).at; const int64_t label = y[r];
       char* const gp = a->grad.data ? run_at(a->grad, a->inner, i0 + r, 1).at : 0;
       char* const hp = a->hess.data ? run_at(a->hess, a->inner, i0 + r, 1).at : 0;
-      if (weight[r] == 0 && !a->lse.data) {
+      if (weight[r] == 0 && !a->lse.data && MODE < SOFT) {                 // other targets are checked on the way
         if (gp) __builtin_memset(gp, 0, K * item);
         if (hp) __builtin_memset(hp, 0, K * item);
         continue;
@@ -187,9 +187,9 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
           const double factor = (double)weight[r] * target.grad_scale, by = coefficient * factor / sum;
           double gy = 0;
           if (MODE == LABEL) {
-            gy = (2 * zeta * lse * ey - own * no_y) * (factor / sum);
+            gy = 2 * zeta * lse * (ey * (factor / sum)) - own * no_y * (factor / sum);
           } else if (MODE < SOFT) {
-            gy = (coefficient * ey / sum - mass) * factor;
+            gy = (coefficient * (ey / sum) - mass) * factor;
           }
           row_scale<T, MODE>(e, goal, target, K, T(by), T(factor));
           if (MODE < SOFT) e[label] = T(gy);
