@@ -6,10 +6,10 @@ namespace FX_NS { namespace {
 // Rows [begin, end).  A row with a limit (NaN, infinities) sets a->odd, and its numbers mean nothing.
 template <class T> static void boost(const fx::Boost* a, ptrdiff_t begin, ptrdiff_t end, char* scratch) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Num<T>::I I;
-  constexpr int N = Vec<T>::N;
+  typedef typename Vec<T>::Loose Loose; constexpr int N = Vec<T>::N;
   typedef float F __attribute__((vector_size(N * sizeof(float)))); typedef int32_t Y __attribute__((vector_size(N * sizeof(int32_t))));
   const ptrdiff_t K = a->classes; const T inf = T(__builtin_inf()), factor = T(a->factor), floor = T(a->floor);
-  const bool by_row = a->margins.cls == sizeof(T) && a->grad.cls == sizeof(float);
+  const bool by_row = a->margins.cls == sizeof(T) && a->grad.cls == sizeof(float), weighted = a->weight || a->class_weight;
   const ptrdiff_t B = fx::boost_rows(a), step = B / N;
   T* const t = (T*)scratch; float* const g = (float*)(t + K * B); float* const h = g + K * B; float* const flat = h + K * B;
   alignas(64) int32_t y[fx::BOOST_ROWS]; alignas(64) T weight[fx::BOOST_ROWS];
@@ -17,10 +17,13 @@ template <class T> static void boost(const fx::Boost* a, ptrdiff_t begin, ptrdif
   for (ptrdiff_t i0 = begin; i0 < end; i0 += B) {
     const ptrdiff_t nb = end - i0 < B ? end - i0 : B;
     const char* const from = a->margins.data + i0 * a->margins.outer;
+    // Whole columns are read where they lie: u at `in`, one class every `far` bytes.
+    const bool direct = a->margins.outer == sizeof(T) && nb == B; const char* const in = direct ? from : (const char*)t;
+    const ptrdiff_t far = direct ? a->margins.cls : B * (ptrdiff_t)sizeof(T);
     if (by_row && nb == fx::LANES && B == fx::LANES) rows_to_lanes<T, fx::LANES>((const T*)from, a->margins.outer / (ptrdiff_t)sizeof(T), K, t);
-    else if (a->margins.outer == sizeof(T))
+    else if (a->margins.outer == sizeof(T) && !direct)
       for (ptrdiff_t k = 0; k < K; k++) __builtin_memcpy(t + k * B, from + k * a->margins.cls, nb * sizeof(T));
-    else
+    else if (!direct)
       for (ptrdiff_t r = 0; r < nb; r++)
         for (ptrdiff_t k = 0; k < K; k++) __builtin_memcpy(t + k * B + r, from + r * a->margins.outer + k * a->margins.cls, sizeof(T));
     if (nb < B) for (ptrdiff_t k = 0; k < K; k++) for (ptrdiff_t r = nb; r < B; r++) t[k * B + r] = 0;
@@ -28,26 +31,29 @@ template <class T> static void boost(const fx::Boost* a, ptrdiff_t begin, ptrdif
     if (a->weight) __builtin_memcpy(weight, (const T*)a->weight + i0, nb * sizeof(T));
     for (ptrdiff_t r = 0; r < B; r += N) {
       V* const x = (V*)(t + r); F* const gs = (F*)(g + r); F* const hs = (F*)(h + r);
-      const IV yv = __builtin_convertvector(*(const Y*)(y + r), IV); V v = *(const V*)(weight + r), m = x[0];
-      for (ptrdiff_t k = 1; k < K; k++) { const V u = x[k * step]; m = u > m ? u : m; }
+      const IV yv = __builtin_convertvector(*(const Y*)(y + r), IV); V v = *(const V*)(weight + r);
+      const char* const col = in + r * (ptrdiff_t)sizeof(T); V m = *(const Loose*)col;
+      for (ptrdiff_t k = 1; k < K; k++) { const V u = *(const Loose*)(col + k * far); m = u > m ? u : m; }
       const VShift<T> shift = shift_of_lanes<T>(m);
       const char* const next = from + (B + r) * a->margins.outer;      // of the next block; between the exponentials it does not wait
       V rest = {}, top = {}, ties = {};
       for (ptrdiff_t k = 0; k < K; k++) {
         __builtin_prefetch(next + k * a->margins.cls, 0, 3);
-        const V u = x[k * step], e = exp_of<T>(u, shift); const IV at = u >= m;
+        const V u = *(const Loose*)(col + k * far), e = exp_of<T>(u, shift); const IV at = u >= m;
         top = at ? e : top; ties += at ? V{} + T(1) : V{}; rest += at ? V{} : e;
         x[k * step] = e;
       }
       const V others = rest + (ties - T(1)) * top, sum = others + top, one = T(1) / sum;
       unlimited &= (m > -inf) & (m < inf) & (sum < inf);
       if (w) { V wy = {}; for (ptrdiff_t k = 0; k < K; k++) wy = yv == (I)k ? V{} + w[k] : wy; v *= wy; }
-      for (ptrdiff_t k = 0; k < K; k++) {
-        const V e = x[k * step], p = e * one, left = (e >= top ? others : sum - e) * one; V c = factor * (p * left);
-        c = c > floor ? c : V{} + floor;
-        gs[k * step] = __builtin_convertvector((yv == (I)k ? -left : p) * v, F);
-        hs[k * step] = __builtin_convertvector(c * v, F);
-      }
+      auto finish = [&](ptrdiff_t k, bool weigh) __attribute__((always_inline)) {
+        const V e = x[k * step], p = e * one, left = (e >= top ? others : sum - e) * one, slope = yv == (I)k ? -left : p;
+        V c = factor * (p * left); c = c > floor ? c : V{} + floor;
+        gs[k * step] = __builtin_convertvector(weigh ? slope * v : slope, F);
+        hs[k * step] = __builtin_convertvector(weigh ? c * v : c, F);
+      };
+      if (weighted) for (ptrdiff_t k = 0; k < K; k++) finish(k, true);
+      else for (ptrdiff_t k = 0; k < K; k++) finish(k, false);
     }
     const float* const sources[2] = {g, h}; const Matrix* const outputs[2] = {&a->grad, &a->hess};
     for (int n = 0; n < 2; n++) {
