@@ -859,8 +859,9 @@ def boosting_input(margins, labels, sample_weight, elementwise):
     n_classes = margins.shape[1] if margins.ndim == 2 else 2
     with np.errstate(invalid="ignore"):
         codes = y.astype(np.int32)
-    wrong = (codes != y) | (codes < 0) | (codes >= n_classes)
-    if wrong.any():
+    in_range = codes.min(initial=0) >= 0 and codes.max(initial=0) < n_classes
+    if not (in_range and np.array_equal(codes.astype(y.dtype, copy=False), y)):
+        wrong = (codes != y) | (codes < 0) | (codes >= n_classes)
         first_is_one = y.size and y.min() == 1 and y.max() == n_classes
         raise ValueError(
             f"labels: expected whole numbers from 0 to {n_classes - 1}, got "
