@@ -82,7 +82,9 @@ def evaluation(stack, client, rows, features, classes, parts):
 
 def measured(given, workers):
     """Median seconds (whole, computed) of an evaluation: without data, with a wide message, and by rows per worker."""
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+    cluster = LocalCluster(
+        n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    )
     with cluster, Client(cluster) as client, contextlib.ExitStack() as stack:
         cases = {
             "idle": (64 * workers, given.features, workers),

@@ -68,7 +68,7 @@ def main():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(n, d)).astype(np.float32), rng.integers(0, K, n)
     cluster = LocalCluster(
-        n_workers=given.workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        n_workers=given.workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     )
     with cluster, Client(cluster) as client:
         made = da.random.default_rng(0).normal(0, 0.3, (d, K), chunks=(d, -(-K // given.chunks)))

@@ -303,7 +303,10 @@ def endless_over_dask():
         "LogisticRegression.predict": lambda: model.predict(arrays[0]).compute(),
     }
     yield {f"dask, threads: {name}": call for name, call in calls.items()}, WAIT
-    with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
         for fit in (fxd.LogisticRegression(max_iter=1), fxd.MLPClassifier((20,), max_iter=1)):
             fit.fit(*arrays)  # the workers import what they need
         yield {f"dask, a cluster: {name}": call for name, call in calls.items()}, CLUSTER_WAIT

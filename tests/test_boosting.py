@@ -521,7 +521,9 @@ def test_usable_under_xgboost_dask():
     X, y, w = drawn(3)
     ce = fx.SoftmaxCrossEntropy()
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
         parts = [dask_array.from_array(a, chunks=(500, *a.shape[1:])) for a in (X, y, w)]

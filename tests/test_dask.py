@@ -459,7 +459,7 @@ def cluster():
     def make(n_workers, processes):
         where = {"host": "127.0.0.1"} if processes else {"processes": False}
         made = distributed.LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, dashboard_address=None, **where
+            n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", **where
         )
         opened.append((distributed.Client(made), made))
         return opened[-1][0]
