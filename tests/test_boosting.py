@@ -299,6 +299,71 @@ def test_kernel_of_the_usual_case(library, dtype, backend, monkeypatch):
                 np.testing.assert_allclose(hess, curved, rtol=2 * rtol, atol=1e-37)
 
 
+LABEL_DTYPES = (bool, "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_kernel_reads_labels_and_weights_where_they_lie(dtype, backend):
+    """Of every dtype, side by side or apart: the same bits as from int64 and the margins' own dtype."""
+    kernels = boosting._backend.choose(backend)
+    rng = np.random.default_rng(6)
+    z, y = rng.normal(size=(700, 2)).astype(dtype), rng.integers(0, 2, 700)
+    v = rng.uniform(0.5, 2, 700).astype(np.float32)
+
+    def run(labels, weight, order):
+        outs = [np.full(z.shape, np.nan, np.float32, order) for _ in range(2)]
+        arguments = (np.asarray(z, order=order), labels, weight, None, 2.0, 1e-16, *outs, 1)
+        return kernels.softmax_boost(*arguments), outs
+
+    for order in "CF":
+        plain, expected = run(y, v.astype(dtype), order)
+        assert plain
+        for labels in (y.astype(name) for name in LABEL_DTYPES):
+            for weight in (v, v.astype(np.float64)):
+                for step in (1, 2, -1):
+                    apart = [
+                        np.repeat(a[::-1] if step < 0 else a, abs(step))[::step] for a in (labels, weight)
+                    ]
+                    plain, got = run(*apart, order)
+                    assert plain
+                    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("at", [0, 255, 256, 699])
+def test_kernel_tells_labels_that_are_no_classes(dtype, at, backend):
+    """And weights that are negative or not finite; in rows of weight 0 too, as the check does."""
+    kernels = boosting._backend.choose(backend)
+    z = np.zeros((700, 3), dtype)
+    outs = np.empty((2, 700, 3), np.float32)
+
+    def plain(labels, weight=None):
+        return kernels.softmax_boost(z, labels, weight, None, 2.0, 0.0, *outs, 1)
+
+    for name in LABEL_DTYPES:
+        labels = np.zeros(700, name)
+        assert plain(labels)
+        wrong = [3, 100] if labels.dtype.kind in "uif" else []
+        wrong += [-1, -128] if labels.dtype.kind in "if" else []
+        wrong += [0.5, 2.999, np.nan, np.inf, -np.inf, 1e30] if labels.dtype.kind == "f" else []
+        wrong += [np.iinfo(name).max] if labels.dtype.kind in "ui" else []
+        for value in wrong:
+            labels[at] = value
+            dead = np.where(np.arange(700) == at, 0.0, 1.0)
+            assert not plain(labels)
+            assert not plain(labels, dead)
+    labels = np.zeros(700, np.float32)
+    for name in (np.float32, np.float64):
+        for value in (-1.0, -1e-30, np.nan, np.inf, -np.inf):
+            weight = np.ones(700, name)
+            assert plain(labels, weight)
+            weight[at] = value
+            assert not plain(labels, weight)
+    weight = np.ones(700)
+    weight[at] = 1e300
+    assert plain(labels, weight) is (dtype == np.float64)
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("limit", [np.inf, -np.inf, np.nan])
 def test_rows_with_a_limit_are_those_of_the_loss(library, limit):

@@ -276,6 +276,12 @@ def test_boost(core, dtype, k):
     for value in (np.inf, -np.inf, np.nan):
         z[4] = value
         assert core.softmax_boost(z, y, None, None, 2.0, 0.0, *outs[0], 1) is False
+    z[4] = 0
+    assert (
+        core.softmax_boost(z, y.astype(np.float32), v.astype(np.float64), None, 2.0, 0.0, *outs[0], 1) is True
+    )
+    for labels, weight in ((y + 0.5, None), (y - 1000, None), (y + k, None), (y, -v), (y, v * np.inf)):
+        assert core.softmax_boost(z, labels, weight, None, 2.0, 0.0, *outs[0], 1) is False
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=slow), "bfloat16", "float64"])

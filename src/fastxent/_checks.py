@@ -818,16 +818,28 @@ def bad_shard_label(labels, wrong, n_classes):
 
 
 def boosting_input(margins, labels, sample_weight, elementwise):
-    """Targets and weights of a booster's margins, (n_samples,) or (n_samples, n_classes).
+    """Targets and weights of a booster's margins, by `boosting_arrays` and `boosting_values`."""
+    return boosting_values(
+        margins, *boosting_arrays(margins, labels, sample_weight, elementwise), elementwise
+    )
+
+
+def boosting_arrays(margins, labels, sample_weight, elementwise):
+    """Labels and weights of a booster's margins, (n_samples,) or (n_samples, n_classes), not looked at yet.
 
     Boosters keep labels as float32, and matrices of them flat.
+
+    Returns
+    -------
+    labels : ndarray of integers, float32 or float64, one per row, or in the shape of the margins
+    weight : None or ndarray (n_samples,) of float32 or float64
 
     Raises
     ------
     TypeError
         Labels or weights that are not numbers.
     ValueError
-        Shapes that do not belong together; labels that are no classes; targets outside their range.
+        Shapes that do not belong together.
     """
     if margins.ndim not in (1, 2):
         raise ValueError(
@@ -836,18 +848,15 @@ def boosting_input(margins, labels, sample_weight, elementwise):
     y = array(given(labels, "labels"), "labels")
     if y.dtype.kind not in "iubf":
         raise TypeError(f"labels: expected numbers, got dtype {y.dtype}; " + label_advice(y, "encode them"))
-    dtype = compute_dtype(margins.dtype)
-    rows = margins.shape[:1]
-    weight = per_row(sample_weight, "sample_weight", rows, dtype)
+    if y.dtype.kind == "f" and y.dtype not in (FLOAT32, FLOAT64):
+        y = y.astype(FLOAT64)
+    rows, weight = margins.shape[:1], sample_weight
+    if weight is not None:
+        weight = array(weight, "sample_weight")
+        dtype = weight.dtype if weight.dtype in (FLOAT32, FLOAT64) else compute_dtype(margins.dtype)
+        weight = per_row(weight, "sample_weight", rows, dtype, check=False)
     if y.size == margins.size and (elementwise or margins.ndim == 2):
-        y = y.reshape(margins.shape).astype(dtype, copy=False)
-        high = 1.0 if elementwise else math.inf
-        wrong = ~((y >= 0) & (y <= high))
-        if wrong.any():
-            raise ValueError(f"labels: expected numbers from 0 to {high:g}, got " + _first(y, wrong))
-        if weight is not None and elementwise and margins.ndim == 2:
-            weight = np.broadcast_to(weight[:, None], margins.shape)
-        return y, weight
+        return y.reshape(margins.shape), weight
     if elementwise:
         raise ValueError(
             f"labels: expected one per margin, shape {margins.shape}, got shape {y.shape}; "
@@ -855,7 +864,28 @@ def boosting_input(margins, labels, sample_weight, elementwise):
         )
     if y.size != rows[0]:
         raise ValueError(f"labels: expected one per row of margins {margins.shape}, got shape {y.shape}")
-    y = y.reshape(rows)
+    return y.reshape(rows), weight
+
+
+def boosting_values(margins, y, weight, elementwise):
+    """Targets and weights from the arrays of `boosting_arrays`: classes as int32, the rest in the compute dtype.
+
+    Raises
+    ------
+    ValueError
+        Labels that are no classes; targets outside their range; weights that are not finite.
+    """
+    dtype = compute_dtype(margins.dtype)
+    weight = per_row(weight, "sample_weight", margins.shape[:1], dtype)
+    if elementwise or y.ndim == 2:
+        y = y.astype(dtype, copy=False)
+        high = 1.0 if elementwise else math.inf
+        wrong = ~((y >= 0) & (y <= high))
+        if wrong.any():
+            raise ValueError(f"labels: expected numbers from 0 to {high:g}, got " + _first(y, wrong))
+        if weight is not None and elementwise and margins.ndim == 2:
+            weight = np.broadcast_to(weight[:, None], margins.shape)
+        return y, weight
     n_classes = margins.shape[1] if margins.ndim == 2 else 2
     with np.errstate(invalid="ignore"):
         codes = y.astype(np.int32)

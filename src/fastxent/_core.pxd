@@ -138,8 +138,12 @@ cdef extern from "table.hpp" namespace "fx" nogil:
         Matrix margins
         Matrix grad
         Matrix hess
-        const int32_t* labels
-        const void* weight
+        const char* labels
+        Py_ssize_t label_stride
+        int label_kind
+        const char* weight
+        Py_ssize_t weight_stride
+        int weight_double
         const void* class_weight
         double factor
         double floor

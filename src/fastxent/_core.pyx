@@ -148,17 +148,21 @@ cdef int storage_of(cnp.ndarray a) except -1:
     raise TypeError(f"expected float32, float64, float16 or bfloat16, got {a.dtype}")
 
 
-cdef int set_labels(SoftmaxRows* call, object labels, object ignore_index) except -1:
-    """Address, kind (log2 of the item size, and 4 for signed types) and ignored value of labels (outer, inner)."""
-    cdef cnp.ndarray y = labels
-    matrix(&call.labels, y)
+cdef int integer_kind(cnp.ndarray y) except -1:
+    """log2 of the item size, and 4 for signed types."""
     cdef int t = cnp.PyArray_TYPE(y), size = <int>cnp.PyArray_ITEMSIZE(y), kind = 0
     if not (cnp.PyTypeNum_ISINTEGER(t) or t == cnp.NPY_BOOL):
         raise TypeError(f"targets: expected integers, got {y.dtype}")
     while size > 1:
         size >>= 1
         kind += 1
-    call.label_kind = kind + (4 if cnp.PyTypeNum_ISSIGNED(t) and t != cnp.NPY_BOOL else 0)
+    return kind + (4 if cnp.PyTypeNum_ISSIGNED(t) and t != cnp.NPY_BOOL else 0)
+
+
+cdef int set_labels(SoftmaxRows* call, object labels, object ignore_index) except -1:
+    """Address, kind and ignored value of labels (outer, inner)."""
+    matrix(&call.labels, labels)
+    call.label_kind = integer_kind(labels)
     # An index beyond the labels' type equals no label; as int64, a large uint64 would look negative.
     if ignore_index is not None and (0 if call.label_kind == 3 else -(1 << 63)) <= ignore_index < 1 << 63:
         call.has_ignore = 1
@@ -597,7 +601,7 @@ def softmax_boost(
     cnp.ndarray hess_out not None,
     int num_threads,
 ):
-    """A booster's derivatives of softmax cross-entropy, as float32; whether every row is without a limit."""
+    """A booster's derivatives of softmax cross-entropy, as float32; whether every row is plain (see `_core_numpy`)."""
     cdef Boosted b
     cdef Boost* a = &b.call
     cdef int odd = 0, threads = 1
@@ -607,8 +611,12 @@ def softmax_boost(
     strides(&a.grad, grad_out)
     strides(&a.hess, hess_out)
     a.classes = cnp.PyArray_DIM(margins, 1)
-    a.labels = <const int32_t*>cnp.PyArray_DATA(labels)
-    a.weight = NULL if sample_weight is None else cnp.PyArray_DATA(sample_weight)
+    a.labels = <const char*>cnp.PyArray_DATA(labels)
+    a.label_stride = cnp.PyArray_STRIDE(labels, 0)
+    a.label_kind = 8 + storage_of(labels) if labels.dtype.kind == "f" else integer_kind(labels)
+    if sample_weight is not None:
+        a.weight = <const char*>cnp.PyArray_DATA(sample_weight)
+        a.weight_stride, a.weight_double = cnp.PyArray_STRIDE(sample_weight, 0), storage_of(sample_weight)
     a.class_weight = NULL if class_weight is None else cnp.PyArray_DATA(class_weight)
     a.factor, a.floor, a.odd = factor, floor, &odd
     a.stream = cnp.PyArray_NBYTES(grad_out) >= STREAM

@@ -316,15 +316,21 @@ def softmax_boost(
 ):
     """A booster's derivatives of softmax cross-entropy: v (p - [k = y]) and v max(factor p (1 - p), floor).
 
-    `margins`, `grad_out` and `hess_out` are (rows, classes), `labels` (rows,) int32, the weights contiguous in the
-    dtype of the margins; v is the row's weight times its label's. The outputs are float32.
+    `margins`, `grad_out` and `hess_out` are (rows, classes), `labels` (rows,) of integers, float32 or float64,
+    `sample_weight` (rows,) float32 or float64, `class_weight` contiguous in the dtype of the margins; v is the row's
+    weight times its label's. The outputs are float32.
 
     Returns
     -------
     bool
-        Whether every row is without a limit (NaN, infinities); otherwise the outputs mean nothing.
+        Whether every row is plain: its label a class, its weight finite and not negative, and its logits without a
+        limit (NaN, infinities). Otherwise the outputs mean nothing.
     """
-    u = margins.astype(np.float64)
+    plain = (labels >= 0) & (labels < margins.shape[1]) & (labels == np.floor(labels))
+    v = np.ones(len(margins)) if sample_weight is None else sample_weight.astype(margins.dtype)
+    if not (plain & (v >= 0) & (v < np.inf)).all():
+        return False
+    u, v = margins.astype(np.float64), v[:, None]
     top = u.max(axis=1, keepdims=True)
     gap, e = _exponentials(u, top, margins.dtype)
     ties = gap == 0
@@ -332,7 +338,6 @@ def softmax_boost(
     others = rest + (ties.sum(axis=1, keepdims=True) - 1)
     total = others + 1
     p, left = e / total, np.where(ties, others, total - e) / total
-    v = np.ones((len(u), 1)) if sample_weight is None else sample_weight[:, None]
     own = labels[:, None] == np.arange(u.shape[1])
     if class_weight is not None:
         v = v * np.where(own, class_weight, 0).sum(axis=1, keepdims=True)

@@ -99,12 +99,14 @@ class Objective:
         given = _given(first, second, sample_weight)
         if _device.is_device(given[0]):
             return _boosting_on_device.derivatives(self, *given)
-        margins, targets, weight = _checked(self.loss, *given)
+        elementwise = self.loss.elementwise
+        margins, labels, weight = _arrays(*given, elementwise)
         order = "C" if self.library == "xgboost" else "F"
         grad, hess = (_memory.empty(margins.shape, np.float32, order) for _ in range(2))
-        usual = self.is_usual(margins.shape, margins.dtype.name, targets.ndim)
-        if usual and self._in_one_sweep(margins, targets, weight, grad, hess):
+        usual = self.is_usual(margins.shape, margins.dtype.name, labels.ndim)
+        if usual and self._in_one_sweep(margins, labels, weight, grad, hess):
             return grad, hess
+        targets, weight = _checks.boosting_values(margins, labels, weight, elementwise)
         fill = self._filler(margins, targets, weight, grad, hess)
         n_samples = len(margins)
         step = max(1, _BLOCK // max(1, margins[:1].size))
@@ -128,18 +130,16 @@ class Objective:
             and (loss.ignore_index is None or not 0 <= loss.ignore_index < shape[1])
         )
 
-    def _in_one_sweep(self, margins, targets, weight, grad, hess):
-        """Derivatives by that kernel; False where a row has a limit or a negative weight, which is for the losses."""
+    def _in_one_sweep(self, margins, labels, weight, grad, hess):
+        """Derivatives by that kernel; False where a row has a limit or a negative weight, or what is an error."""
         n_classes, dtype = margins.shape[1], margins.dtype
-        if weight is not None and (weight < 0).any():
-            return False
         class_weight = self.loss.class_weight
         if class_weight is not None:
             class_weight = _checks.per_class(class_weight, "class_weight", n_classes, dtype)
         return _backend.choose(None).softmax_boost(
             margins,
-            targets,
-            None if weight is None else np.ascontiguousarray(weight),
+            labels,
+            weight,
             class_weight,
             *self.convention(n_classes),
             grad,
@@ -228,7 +228,8 @@ class Metric:
         if _device.is_device(given[0]):
             value = _boosting_on_device.value(self.loss, *given)
         else:
-            margins, targets, weight = _checked(self.loss, *given)
+            margins, *labels_and_weight = _arrays(*given, self.loss.elementwise)
+            targets, weight = _checks.boosting_values(margins, *labels_and_weight, self.loss.elementwise)
             if margins.ndim == 1 and not self.loss.elementwise:
                 margins = _with_both_classes(margins)
             value = float(self.loss.loss(margins, targets, weight, check=False))
@@ -427,13 +428,12 @@ def _given(first, second, sample_weight):
     return second, first, sample_weight
 
 
-def _checked(loss, margins, labels, sample_weight):
-    """Margins, targets and weights as arrays in memory."""
+def _arrays(margins, labels, sample_weight, elementwise):
+    """Margins, labels and weights as arrays in memory, in shapes that belong together."""
     margins = _checks.floats(margins, "margins")
     if sample_weight is not None and not np.size(sample_weight):
         sample_weight = None
-    targets, weight = _checks.boosting_input(margins, labels, sample_weight, loss.elementwise)
-    return margins, targets, weight
+    return margins, *_checks.boosting_arrays(margins, labels, sample_weight, elementwise)
 
 
 def _with_both_classes(score):

@@ -293,9 +293,16 @@ def softmax_boost(
     Returns
     -------
     bool
-        Whether every row is without a limit (NaN, infinities); otherwise the outputs mean nothing.
+        Whether every row is plain; otherwise the outputs mean nothing.
     """
     host, real = Host(), margins.dtype
+    plain = (labels >= 0) & (labels < margins.shape[1]) & (labels == np.floor(labels))
+    if sample_weight is not None:
+        with np.errstate(over="ignore"):
+            sample_weight = sample_weight.astype(real, copy=False)
+        plain &= (sample_weight >= 0) & np.isfinite(sample_weight)
+    if not plain.all():
+        return False
     odd = host.flag()
     general.boost(
         host.context,

@@ -112,11 +112,12 @@ struct Panel {
 struct Boost {
   ptrdiff_t classes;
   Matrix margins, grad, hess;       // outer: stride of a row; cls: of a class
-  const int32_t* labels;            // one after another; those out of range have no gradient of their own
-  const void *weight, *class_weight;  // in the dtype of the margins, one after another, or null
+  const char* labels; ptrdiff_t label_stride; int label_kind;     // log2(itemsize) | 4 if signed; 8 float, 9 double
+  const char* weight; ptrdiff_t weight_stride; int weight_double;  // or null; float or double
+  const void* class_weight;         // in the dtype of the margins, one after another, or null
   double factor, floor;             // curvature: weight max(factor p (1 - p), floor)
   int stream;                       // gradient and curvature are larger than the cache
-  int* odd;                         // set where a row has a limit
+  int* odd;                         // set where a row has a limit, a label that is no class, or a weight that is negative or not finite
 };
 
 typedef void (*rows_fn)(const SoftmaxRows*, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut*);
