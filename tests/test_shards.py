@@ -28,6 +28,8 @@ def kernels(backend):
 
 INF, NAN = np.inf, np.nan
 TAIL = 4.248354255291589e-18  # log1p(exp(-40)) in mpmath
+# Its rounding: the quotient of two exponentials, each to 0.7 ulp, and the division's own half.
+TAIL_OFF = 2 * np.spacing(TAIL)
 
 
 def cut(z, y, cuts):
@@ -78,15 +80,15 @@ def assert_ulp(actual, expected, dtype, ulp):
 def test_margin_of_forty(cuts):
     parts = cut(np.array([[40.0, 0.0]]), [0], cuts)
     state = merged(parts)
-    assert state.loss() == TAIL
-    assert whole_grad(state, parts).tolist() == [[-TAIL, TAIL]]
+    assert abs(state.loss() - TAIL) <= TAIL_OFF
+    np.testing.assert_allclose(whole_grad(state, parts), [[-TAIL, TAIL]], rtol=0, atol=TAIL_OFF)
     # what log S + m - x_y gives
     assert float(state.lse[0]) - 40.0 == 0
 
 
 def test_offset_does_not_matter():
     parts = cut(np.array([[1e15 + 40.0, 1e15]]), [0], [1])
-    assert merged(parts).loss() == TAIL
+    assert abs(merged(parts).loss() - TAIL) <= TAIL_OFF
 
 
 # Any split ------------------------------------------------------------------------------------------------
@@ -269,8 +271,8 @@ def test_no_rows_and_nothing_counted():
 
 def test_one_row_without_an_axis():
     state = merge_lse([partial_lse([40.0], 0, 0), partial_lse([0.0], 0, 1)])
-    assert state.loss() == TAIL
-    assert state.grad([0.0], 0, 1).tolist() == [TAIL]
+    assert abs(state.loss() - TAIL) <= TAIL_OFF
+    assert abs(state.grad([0.0], 0, 1)[0] - TAIL) <= TAIL_OFF
 
 
 def test_gradient_is_the_derivative():

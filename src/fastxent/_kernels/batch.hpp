@@ -8,8 +8,7 @@ template <class T> static bool in_batches(const SoftmaxRows* a) {
 }
 
 template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
-  typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::Loose Loose;
-  typedef typename Num<T>::U U; enum { N = Vec<T>::N };
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
   const ptrdiff_t K = a->classes, item = item_size<T>(a->storage), body = K / N * N; const T inf = T(__builtin_inf()), inverse = T(1 / a->temperature);
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta; const T* const bias = (const T*)a->bias;
   const bool as_is = stored_as_is<T>(a->storage), in_line = a->inner == 1 && a->logits.outer == K * item;
@@ -49,8 +48,8 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
       for (ptrdiff_t r = nb; r < N; r++) { part[0][r] = V{}; zy[r] = 0; wy[r] = 1; z[r] = z[0]; e[r] = e[0]; }
       const V m = fold_max<T>(part[0]);
       const VShift<T> sh = shift_of_lanes<T>(m);
-      alignas(64) T c[N], lo[N], high[N]; alignas(64) U add[N];
-      *(V*)c = sh.c; *(V*)lo = sh.lo; *(UV*)add = sh.add; *(V*)high = m;
+      alignas(64) T c[N], lo[N], magic[N], high[N];
+      *(V*)c = sh.c; *(V*)lo = sh.lo; *(V*)magic = sh.magic; *(V*)high = m;
       // Rows of the limits, before their logits are overwritten.  The maximum may be NaN or pass over one; then the sum tells.
       uint64_t skip = 0; const IV limited = ~((m > -inf) & (m < inf));
       if (__builtin_expect(any_of(limited), 0))
@@ -65,7 +64,7 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
         Parts<T> p;
         const char* const next = in_line && i0 + N + r < end ? a->logits.data + (i0 + N + r) * a->logits.outer : (const char*)z[r];
         if (r < nb && !(skip >> r & 1)) {
-          const VShift<T> s = {V{} + c[r], V{} + lo[r], UV{} + add[r]}; const V mm = V{} + high[r], last = *(const Loose*)(z[r] + K - N);
+          const VShift<T> s = {V{} + c[r], V{} + lo[r], V{} + magic[r]}; const V mm = V{} + high[r], last = *(const Loose*)(z[r] + K - N);
           if (a->grad.data) row_part<T, MODE, true>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item);
           else row_part<T, MODE, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item);
           if (MODE >= SOFT && any_of(p.odd) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;

@@ -1,5 +1,5 @@
-// exp and log1p as vector code: no calls, no branches, no tables.  One source for every instruction set: GCC's vector
-// extensions at the width that FX_BYTES gives.
+// exp and log1p as vector code: no calls, no branches, no tables but what fits a register or two.  One source for every instruction set:
+// GCC's vector extensions at the width that FX_BYTES gives.
 //
 // The rounding of u - m is amplified by |u - m| in e^(u-m) (64 ulp at -80 in float, 500 in double).  So nothing inexact
 // is subtracted: d = u - c with c = m where that is exact (|m| >= shift_from, Sterbenz) and c = 0 otherwise; what is left
@@ -50,6 +50,52 @@ static inline uint64_t bits(double f) { uint64_t u; __builtin_memcpy(&u, &f, 8);
 static inline float from_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
 static inline double from_bits(uint64_t u) { double f; __builtin_memcpy(&f, &u, 8); return f; }
 
+#if FX_BYTES == 64
+// 2^(j/16), j < 16: how its bits differ from those of 1 with j shifted in, and how far the number is from 2^(j/16), relative.
+static constexpr int STEP_BITS = 4;
+template <class T> struct Steps;
+template <> struct Steps<float> {
+  alignas(64) static constexpr int32_t bits[16] = {
+    0, -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1,
+    -0xafb0d, -0xaf75c, -0xa98d6, -0x9db74, -0x8bb03, -0x73321, -0x53f39, -0x2da83};
+  alignas(64) static constexpr float rest[16] = {
+    0, 0x1.8d96d4p-25f, -0x1.9c0c22p-27f, 0x1.964904p-25f, 0x1.125002p-25f, 0x1.370be4p-25f, -0x1.0a355p-25f, -0x1.00d8acp-27f,
+    0x1.26055cp-26f, -0x1.05cb44p-25f, 0x1.67a1cap-28f, 0x1.a3b5e4p-28f, -0x1.f9c304p-27f, -0x1.6961b4p-28f, -0x1.a5217cp-28f, 0x1.61428ep-28f};
+};
+template <> struct Steps<double> {
+  alignas(64) static constexpr int64_t bits[16] = {
+    0, -0x4aa7930676f1, -0x8d47c382ae85, -0xc785918a9dc8, -0xf901f5ce48eb, -0x12159b3edcbde, -0x140252ac9d5d9, -0x154f822b7abd7,
+    -0x15f619980c433, -0x15eeb8c14fe79, -0x1531abdd55f25, -0x13b6e7d5c0f70, -0x1176066a52c53, -0xe664227aad64, -0xa7e723045b79, -0x5b505d5b6f26};
+  alignas(64) static constexpr double rest[16] = {
+    0, 0x1.79aa65d837b6dp-54, -0x1.01b15eaa59348p-55, 0x1.68efde3a8a894p-54, 0x1.34d754db0abb6p-55, 0x1.59f48a72a4c6dp-55, 0x1.690cebb7aafb0p-56, 0x1.063e1e21c5409p-54,
+    -0x1.3b3efbf5e2228p-54, -0x1.b32dcb94da51dp-56, 0x1.db72fc1f0eab4p-55, 0x1.1affc2b91ce27p-56, 0x1.c1a7792cb3387p-55, 0x1.36eae30af0cb3p-56, 0x1.4a385a63d07a7p-56, -0x1.ff7128fd391f0p-55};
+};
+// (e^f - 1) / f on |f| <= ln2/32: minimax, 0.03 ulp (float), 0.11 ulp (double) of e^f
+template <class X> FX_INLINE X step_poly(X f, float) { return (0x1.555736p-3f * f + 0x1.00022p-1f) * f + 1.f; }
+template <class X> FX_INLINE X step_poly(X f, double) {
+  X q = 0x1.6c185f83b867cp-10 * f + 0x1.11123ad27d387p-7; q = q * f + 0x1.555555545c756p-5; q = q * f + 0x1.555555548f685p-3;
+  return (q * f + 0x1.0000000000005p-1) * f + 1.;
+}
+// 2^(n + j/16) e^f from the bits 16 (n + bias) + j, whatever stands above them; n + bias = 0 with j = 0 gives 0.  The tables are looked
+// up by permutations of registers: a multiplication unit has eight things to do instead of eleven in float, eleven of sixteen in double.
+template <class T> FX_INLINE typename Vec<T>::V power_of(typename Vec<T>::V f, typename Vec<T>::UV n) {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; UV up; V rest;
+  if constexpr (sizeof(T) == 4) {
+    up = (UV)_mm512_permutexvar_epi32((__m512i)n, _mm512_load_si512(Steps<T>::bits));
+    rest = (V)_mm512_permutexvar_ps((__m512i)n, _mm512_load_ps(Steps<T>::rest));
+  } else {
+    up = (UV)_mm512_permutex2var_epi64(_mm512_load_si512(Steps<T>::bits), (__m512i)n, _mm512_load_si512(Steps<T>::bits + 8));
+    rest = (V)_mm512_permutex2var_pd(_mm512_load_pd(Steps<T>::rest), (__m512i)n, _mm512_load_pd(Steps<T>::rest + 8));
+  }
+  const V power = (V)((n << (Num<T>::mant - STEP_BITS)) + up);
+  return (step_poly(f, T()) * f + rest) * power + power;
+}
+template <class T> FX_INLINE T power_of(T f, typename Num<T>::U n) {
+  const T power = from_bits((typename Num<T>::U)((n << (Num<T>::mant - STEP_BITS)) + (typename Num<T>::U)Steps<T>::bits[n & 15]));
+  return (step_poly(f, T()) * f + Steps<T>::rest[n & 15]) * power + power;
+}
+#else
+static constexpr int STEP_BITS = 0;
 // e^f = 1 + f + f^2 q(f) on |f| <= ln2/2: minimax, 0.06 ulp (float), 0.04 ulp (double)
 template <class X> FX_INLINE X exp_poly(X f, float) {
   X q = 1.382511342e-03f * f + 8.369384333e-03f; q = q * f + 4.166823253e-02f; q = q * f + 1.666651517e-01f;
@@ -63,29 +109,35 @@ template <class X> FX_INLINE X exp_poly(X f, double) {
   q = q * f + 0x1.000000000000bp-1;
   return (q * f + 1.) * f + 1.;
 }
+template <class T> FX_INLINE typename Vec<T>::V power_of(typename Vec<T>::V f, typename Vec<T>::UV n) {
+  return exp_poly(f, T()) * (typename Vec<T>::V)(n << Num<T>::mant);
+}
+template <class T> FX_INLINE T power_of(T f, typename Num<T>::U n) { return exp_poly(f, T()) * from_bits((typename Num<T>::U)(n << Num<T>::mant)); }
+#endif
 
-// The exact shift of a row with maximum m (one number, or a vector of rows).
-template <class T> struct Shift { T c, lo; typename Num<T>::U add; };
+// The exponential goes in steps of 2^(1/STEPS): x = n ln2 / STEPS + f.
+static constexpr int STEPS = 1 << STEP_BITS;
+// The exact shift of a row with maximum m (one number, or a vector of rows).  `magic` rounds to whole steps and brings the exponent's
+// bias, the guard and the shift along.
+template <class T> struct Shift { T c, lo, magic; };
 template <class T> FX_INLINE Shift<T> shift_of(T m) {
   typedef Num<T> C; Shift<T> s;
   s.c = (m < 0 ? -m : m) >= C::shift_from ? m : T(0);
-  const T t = (m - s.c) * C::log2e + C::magic;
-  s.lo = ((t - C::magic) - T(C::bias + C::guard)) * C::ln2;
-  s.add = (typename C::U)(C::bias + C::guard) - bits(t);            // the bits of magic cancel against those in exp_of
+  const T n = ((m - s.c) * C::log2e + C::magic) - C::magic - T(C::bias + C::guard);
+  s.lo = n * C::ln2; s.magic = C::magic - STEPS * n;
   return s;
 }
-template <class T> struct VShift { typename Vec<T>::V c, lo; typename Vec<T>::UV add; };
+template <class T> struct VShift { typename Vec<T>::V c, lo, magic; };
 template <class T> FX_INLINE VShift<T> splat(const Shift<T>& s) {
-  VShift<T> v; v.c = typename Vec<T>::V{} + s.c; v.lo = typename Vec<T>::V{} + s.lo; v.add = typename Vec<T>::UV{} + s.add;
+  VShift<T> v; v.c = typename Vec<T>::V{} + s.c; v.lo = typename Vec<T>::V{} + s.lo; v.magic = typename Vec<T>::V{} + s.magic;
   return v;
 }
 template <class T> FX_INLINE VShift<T> shift_of_lanes(typename Vec<T>::V m) {
-  typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; VShift<T> s;
+  typedef Num<T> C; typedef typename Vec<T>::V V; VShift<T> s;
   const V size = m < 0 ? -m : m;
   s.c = size >= C::shift_from ? m : V{};
-  const V t = (m - s.c) * C::log2e + C::magic;
-  s.lo = ((t - C::magic) - T(C::bias + C::guard)) * C::ln2;
-  s.add = (typename C::U)(C::bias + C::guard) - (UV)t;
+  const V n = ((m - s.c) * C::log2e + C::magic) - C::magic - T(C::bias + C::guard);
+  s.lo = n * C::ln2; s.magic = C::magic - STEPS * n;
   return s;
 }
 // d, or lo where d is less; NaN stays.  One instruction: from the ternary GCC makes a comparison and a blend.
@@ -105,18 +157,17 @@ template <class T, class V> FX_INLINE V at_least(V d, V lo) {
 }
 // e^(u-m) * 2^guard.  The clamp is written so that NaN passes; exponents are unsigned, for the bits of a NaN may wrap.
 template <class T> FX_INLINE typename Vec<T>::V exp_of(typename Vec<T>::V u, const VShift<T>& s) {
-  typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV;
-  const V d = at_least<T>(u - s.c, s.lo);
-  const V t = d * C::log2e + C::magic, n = t - C::magic;
-  V f = d - n * C::ln2hi; f = f - n * C::ln2lo;
-  return exp_poly(f, T()) * (V)(((UV)t + s.add) << C::mant);
+  typedef Num<T> C; typedef typename Vec<T>::V V;
+  const V d = at_least<T>(u - s.c, s.lo), t = d * (STEPS * C::log2e) + s.magic, n = t - s.magic;
+  V f = d - n * (C::ln2hi / STEPS); f = f - n * (C::ln2lo / STEPS);
+  return power_of<T>(f, (typename Vec<T>::UV)t);
 }
 template <class T> FX_INLINE T exp_of(T u, const Shift<T>& s) {
   typedef Num<T> C;
   T d = u - s.c; d = d < s.lo ? s.lo : d;
-  const T t = d * C::log2e + C::magic, n = t - C::magic;
-  T f = d - n * C::ln2hi; f = f - n * C::ln2lo;
-  return exp_poly(f, T()) * from_bits((typename C::U)((bits(t) + s.add) << C::mant));
+  const T t = d * (STEPS * C::log2e) + s.magic, n = t - s.magic;
+  T f = d - n * (C::ln2hi / STEPS); f = f - n * (C::ln2lo / STEPS);
+  return power_of<T>(f, bits(t));
 }
 // sum + x in the lanes where u is less than m, or NaN.  From the ternary GCC makes one instruction more.
 template <class T, class V> FX_INLINE V add_below(V sum, V x, V u, V m) {
@@ -131,11 +182,11 @@ template <class T, class V> FX_INLINE V add_below(V sum, V x, V u, V m) {
 }
 // e^(d + low) * 2^guard for d <= 0 without a shift: the magic number brings the bias along.
 template <class T, class... Low> FX_INLINE typename Vec<T>::V guarded_exp_of_negative(typename Vec<T>::V d, const Low... low) {
-  typedef Num<T> C; typedef typename Vec<T>::UV UV; const T bias = C::magic + (C::bias + C::guard);
+  typedef Num<T> C; typedef typename Vec<T>::UV UV; const T bias = C::magic + STEPS * (C::bias + C::guard);
   d = at_least<T>(d, typename Vec<T>::V{} - T(C::bias + C::guard) * C::ln2);
-  const typename Vec<T>::V t = d * C::log2e + bias, n = t - bias;
-  typename Vec<T>::V f = d - n * C::ln2hi; f = f - n * C::ln2lo; ((f = f + low), ...);
-  return exp_poly(f, T()) * (typename Vec<T>::V)((UV)t << C::mant);
+  const typename Vec<T>::V t = d * (STEPS * C::log2e) + bias, n = t - bias;
+  typename Vec<T>::V f = d - n * (C::ln2hi / STEPS); f = f - n * (C::ln2lo / STEPS); ((f = f + low), ...);
+  return power_of<T>(f, (UV)t);
 }
 template <class T> FX_INLINE typename Vec<T>::V exp_of_negative(typename Vec<T>::V d) { return guarded_exp_of_negative<T>(d) * Num<T>::unguard; }
 

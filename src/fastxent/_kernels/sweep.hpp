@@ -12,9 +12,9 @@ enum { STRIP = 256 };                              // rows whose chunk of classe
 
 // What is known of the rows of a group, in the scratch.
 template <class T> struct Swept {
-  typedef typename Num<T>::U U; typedef typename Num<T>::I I; enum { MOST = fx::SWEPT_LANES };
-  alignas(64) T m[MOST], lo[MOST], weight[MOST], wy[MOST], zy[MOST], L[MOST], LSE[MOST], by[MOST], gy[MOST], below[MOST], ties[MOST];
-  alignas(64) U add[MOST]; alignas(64) I yi[MOST]; alignas(64) double rest[MOST], all[MOST]; int64_t y[MOST];
+  typedef typename Num<T>::I I; enum { MOST = fx::SWEPT_LANES };
+  alignas(64) T m[MOST], lo[MOST], magic[MOST], weight[MOST], wy[MOST], zy[MOST], L[MOST], LSE[MOST], by[MOST], gy[MOST], below[MOST], ties[MOST];
+  alignas(64) I yi[MOST]; alignas(64) double rest[MOST], all[MOST]; int64_t y[MOST];
   alignas(64) T in[SWEPT * STRIP], out[SWEPT * STRIP];
 };
 static_assert(sizeof(Swept<double>) <= 8 * fx::SWEPT_SCRATCH, "the scratch of a group");
@@ -34,13 +34,13 @@ template <class T> FX_INLINE Chunk<T> chunk_of(int storage, const Run& run, ptrd
 }
 template <class T> FX_INLINE VShift<T> shift_at(const Swept<T>& s, ptrdiff_t r) {
   typedef typename Vec<T>::Loose Loose; VShift<T> sh;
-  sh.c = typename Vec<T>::V{}; sh.lo = *(const Loose*)(s.lo + r); sh.add = (typename Vec<T>::UV)*(const Loose*)((const T*)s.add + r);
+  sh.c = typename Vec<T>::V{}; sh.lo = *(const Loose*)(s.lo + r); sh.magic = *(const Loose*)(s.magic + r);
   return sh;
 }
 
 // (1) of a chunk, z, for a vector of rows; FULL: of SWEPT classes
 template <class T, bool FULL> FX_INLINE void sweep_sums(Swept<T>* s, const T* z, ptrdiff_t stride, ptrdiff_t ahead, ptrdiff_t count, ptrdiff_t r) {
-  typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Vec<T>::UV UV; typedef typename Vec<T>::Loose Loose;
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Vec<T>::Loose Loose;
   enum { N = Vec<T>::N }; const T limit = Num<T>::shift_from; const ptrdiff_t n = FULL ? (ptrdiff_t)SWEPT : count;
   V u[SWEPT]; if (!FULL) for (V& v : u) v = V{};
   const V old = *(const V*)(s->m + r); V m = old;
@@ -54,11 +54,11 @@ template <class T, bool FULL> FX_INLINE void sweep_sums(Swept<T>* s, const T* z,
     sh = shift_of_lanes<T>((m > -limit) & (m < limit) ? m : V{}); sh.c = V{};
     for (int i = 0; i < N; i++) {
       if (!higher[i]) continue;
-      const int64_t down = (int64_t)(typename Num<T>::I)(s->add[r + i] - sh.add[i]);
+      const int64_t down = (int64_t)(s->magic[r + i] - sh.magic[i]) / STEPS;   // far beyond 1000 where there was nothing so far
       s->all[r + i] *= down < 1000 ? from_bits((uint64_t)(1023 - down) << 52) : 0.;
       s->rest[r + i] = s->all[r + i];
     }
-    *(V*)(s->m + r) = m; *(V*)(s->lo + r) = sh.lo; *(UV*)(s->add + r) = sh.add;
+    *(V*)(s->m + r) = m; *(V*)(s->lo + r) = sh.lo; *(V*)(s->magic + r) = sh.magic;
   } else sh = shift_at(*s, r);
   V rest[2] = {}, all[2] = {};
 #pragma GCC unroll 16
@@ -116,7 +116,7 @@ template <class T> static void sweep(const SoftmaxRows* a, ptrdiff_t begin, ptrd
     const ptrdiff_t span = (nb + N - 1) / N * N; const BlockOut before = *out;
     take_rows<T>(a, i0, nb, s->y, s->weight, out);
     for (ptrdiff_t r = nb; r < span; r++) { s->y[r] = 0; s->weight[r] = 0; }
-    for (ptrdiff_t r = 0; r < span; r++) { s->m[r] = -T(__builtin_inf()); s->lo[r] = 0; s->add[r] = 0; s->rest[r] = s->all[r] = 0; }
+    for (ptrdiff_t r = 0; r < span; r++) { s->m[r] = -T(__builtin_inf()); s->lo[r] = 0; s->magic[r] = 2 * Num<T>::magic; s->rest[r] = s->all[r] = 0; }
     for (ptrdiff_t k = 0; k < K; k += SWEPT) {
       const ptrdiff_t count = K - k < SWEPT ? K - k : (ptrdiff_t)SWEPT;
       for (ptrdiff_t r = 0; r < nb; r += STRIP) {
