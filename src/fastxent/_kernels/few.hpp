@@ -101,6 +101,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     for (ptrdiff_t r = 0; r < nb; r += N) {
       const T* z = (as_is ? (const T*)from : wide_z) + r * K; const T* t = MODE == SOFT ? (const T*)a->soft.data + (i0 + r) * K : 0;
       const char* const next = a->logits.data + (i0 + r + (i0 + r + ahead + N <= end ? ahead : 0)) * K * item;
+      if (MODE != SOFT) ask_for_labels(a, i0 + r + 2 * FEW_ROWS, N, end);
       const bool inside = (i0 + r + N) * K + (K < N ? N - K : 0) <= end * K;
       if (__builtin_expect(!inside, 0)) {
         const ptrdiff_t left = (nb - r < N ? nb - r : N) * K;

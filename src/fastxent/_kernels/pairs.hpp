@@ -34,6 +34,7 @@ template <class T> static void pairs(const SoftmaxRows* a, ptrdiff_t begin, ptrd
     for (ptrdiff_t r = 0; r < lanes; r += N) {
       alignas(64) T t[2 * N]; unzip<2, T, N>(z + 2 * r, t);
       __builtin_prefetch(next + 2 * r * item); __builtin_prefetch(next + (2 * r + N) * item);
+      ask_for_labels(a, i0 + r + 2 * PAIRS, N, end);
       const V first = *(const V*)t, second = *(const V*)(t + N);
       const IV later = first < second, lesser = (*(const IV*)(yi + r) != 0) != later;      // the label is not the greater one
       const V top = later ? second : first, low = later ? first : second, d = top - low, back = top - d;

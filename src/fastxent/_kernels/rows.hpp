@@ -48,6 +48,12 @@ static void load_labels(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t*
     out += c; i += c; n -= c;
   }
 }
+// A hint that the labels of rows [i, i + n) are needed soon, where these rows lie before `end` and lie evenly.
+FX_INLINE void ask_for_labels(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, ptrdiff_t end) {
+  if (i + n > end) return;
+  const char* const from = a->labels.data + i * a->labels.outer;
+  for (ptrdiff_t at = 0; at < n * a->labels.outer; at += 64) __builtin_prefetch(from + at);
+}
 // Labels checked and weights of rows [i, i + n).  A label that is no class becomes 0, so that nothing is read or written out
 // of bounds, and its row's weight NaN; the weight of an ignored row is 0.
 template <class T> static __attribute__((noinline)) void take_rows(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t* y, T* weight, BlockOut* out) {
