@@ -250,7 +250,8 @@ cdef int run_rows(Rows* r, int num_threads, BlockOut* total) except -1:
     """Run the kernel over all blocks and add their results in order."""
     cdef Py_ssize_t K = r.call.classes, blocks, kept, b
     cdef int threads = 1
-    r.step = rows_per_block(&r.call, BLOCK)
+    # A row asks for the next one of its block: long rows come several at a time, where there are blocks enough.
+    r.step = rows_per_block(&r.call, max(BLOCK, min(8, r.rows // 128) * K))
     blocks = (r.rows + r.step - 1) // r.step
     if r.rows > ALONE // K:
         threads = <int>min(team_size(num_threads), blocks)

@@ -1,7 +1,9 @@
 // Softmax rows one after another, lanes are classes: every row stays in the cache for its three sweeps.
 namespace FX_NS { namespace {
 
-enum { AHEAD = 1 << 17, WRITE_AHEAD = 1024 };   // bytes: a longer row (twice that without e) is not asked for by the row before it; between e and the line asked for
+// Bytes: a longer row (twice that where e lies nowhere else) is not asked for by the row before it; one that would fill the first-level
+// cache is asked for into the second there; from e to the line of it that is asked for.
+enum { AHEAD = 1 << 17, NEAR = 1 << 14, WRITE_AHEAD = 1024 };
 
 // What a row, or a piece of it, adds up lane by lane: e without and with the maximum; q (m - u), q, and where q (m - u) is infinite.
 template <class T> struct Parts { typename Vec<T>::V rest = {}, all = {}, far = {}, share = {}, infinite = {}; typename Vec<T>::IV odd = {}; };
@@ -16,7 +18,7 @@ template <class T> FX_INLINE typename Vec<T>::IV fresh_lanes(ptrdiff_t K) {
 //
 // The exponentials leave memory idle: meanwhile lines of the row at `next`, in numbers of `item` bytes, and of e are asked for. The
 // hardware's prefetcher ends with each row's first sweep; without this a forward pass takes 1.2 to 1.4 times as long.
-template <class T, int MODE, bool STORE> FX_INLINE void row_part(
+template <class T, int MODE, bool STORE, bool FAR = false> FX_INLINE void row_part(
     const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t j, ptrdiff_t stop, ptrdiff_t K, const typename Vec<T>::V last,
     const typename Vec<T>::IV fresh, const VShift<T>& sh, const typename Vec<T>::V mm, Parts<T>& o, const char* next, ptrdiff_t item) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose;
@@ -43,13 +45,13 @@ template <class T, int MODE, bool STORE> FX_INLINE void row_part(
     V u[CH];
 #pragma GCC unroll 4
     for (int c = 0; c < CH; c++) {
-      u[c] = *(const Loose*)(z + j + c * N); __builtin_prefetch(next + (j + c * N) * item);
+      u[c] = *(const Loose*)(z + j + c * N); __builtin_prefetch(next + (j + c * N) * item, 0, FAR ? 2 : 3);
       if (STORE) __builtin_prefetch((const char*)(e + j + c * N) + WRITE_AHEAD, 1);
     }
 #pragma GCC unroll 4
     for (int c = 0; c < CH; c++) one(u[c], j + c * N, c, false);
   }
-  for (; j < stop; j += N) { __builtin_prefetch(next + j * item); one(*(const Loose*)(z + j), j, 0, false); }
+  for (; j < stop; j += N) { __builtin_prefetch(next + j * item, 0, FAR ? 2 : 3); one(*(const Loose*)(z + j), j, 0, false); }
   if (K > stop) one(last, K - N, 1, true);
   for (int c = 1; c < CH; c++) { rest[0] += rest[c]; all[0] += all[c]; }
   o.rest = rest[0]; o.all = all[0];
@@ -57,7 +59,7 @@ template <class T, int MODE, bool STORE> FX_INLINE void row_part(
 
 template <class T> struct RowSums { double rest, all, far, goal, infinite; T top; bool odd; };
 
-template <class T, int MODE, bool STORE> FX_INLINE RowSums<T> row_sums(
+template <class T, int MODE, bool STORE, bool FAR> FX_INLINE RowSums<T> row_sums(
     const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T m, const typename Vec<T>::V last, const char* next, ptrdiff_t item) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; enum { N = Vec<T>::N };
   const ptrdiff_t body = K / N * N; const Shift<T> s = shift_of(m); const VShift<T> sh = splat(s); const V mm = V{} + m;
@@ -65,7 +67,7 @@ template <class T, int MODE, bool STORE> FX_INLINE RowSums<T> row_sums(
   RowSums<T> o = {0, 0, 0, 0, 0, exp_of(m, s), false};
   for (ptrdiff_t j = 0; j < body; j += CHUNK) {
     const bool rest_of_row = body - j <= CHUNK;
-    Parts<T> p; row_part<T, MODE, STORE>(z, e, goal, target, j, rest_of_row ? body : j + CHUNK, rest_of_row ? K : 0, last, fresh, sh, mm, p, next, item);
+    Parts<T> p; row_part<T, MODE, STORE, FAR>(z, e, goal, target, j, rest_of_row ? body : j + CHUNK, rest_of_row ? K : 0, last, fresh, sh, mm, p, next, item);
     for (int h = N / 2; h > 0; h /= 2)
       for (int i = 0; i < h; i++) {
         p.rest[i] += p.rest[i + h]; p.all[i] += p.all[i + h]; p.far[i] += p.far[i + h];
@@ -150,9 +152,12 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(goal[k]) && out->bad < 0) out->bad = i0 + r;
         weight[r] = 0;
       } else {
-        const char* const next = i0 + r + 1 < end && K * item <= (e ? AHEAD : 2 * AHEAD) ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
-        const RowSums<T> s = e ? row_sums<T, MODE, true>(z, e, goal, target, K, m, last, next, item)
-                               : row_sums<T, MODE, false>(z, e, goal, target, K, m, last, next, item);
+        const char* const next = i0 + r + 1 < end && K * item <= (e && e != z ? AHEAD : 2 * AHEAD) ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
+        RowSums<T> s;
+        if (e && (e != z || K * item <= NEAR)) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, item);
+        else if (e) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, item);
+        else if (K * item <= NEAR) s = row_sums<T, MODE, false, false>(z, e, goal, target, K, m, last, next, item);
+        else s = row_sums<T, MODE, false, true>(z, e, goal, target, K, m, last, next, item);
         if (MODE >= SOFT && s.odd && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         const double top = s.top, ties = __builtin_rint((s.all - s.rest) / top), rest = s.rest + (ties - 1) * top, sum = rest + top;
         const double wy = target.w && MODE < SOFT ? target.w[label] : 1, q = rest / top;
