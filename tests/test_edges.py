@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import special
 
 import fastxent as fx
 
@@ -402,6 +403,42 @@ def test_exclude_target_of_one_class(backend):
     )
     assert loss == 0.0
     assert grad[0, 0] == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("k", [5, 20, 100, 300, 1100])
+def test_smoothing_may_leave_the_label_nothing(k, dtype, backend):
+    """A label whose logit is far below the others, whose share is none or the least: no sum cancels."""
+    rng = np.random.default_rng(9)
+    y = rng.integers(0, k, 40)
+    w = rng.uniform(0.5, 2, k).astype(dtype)
+    w[::3] = 0
+    for low in (-1e3, -1e8, -1e30, -np.inf):
+        for s in (1.0, 0.9999):
+            z = rng.normal(0, 3, (40, k)).astype(dtype)
+            z[np.arange(40), y] = low
+            own = np.arange(k) == y[:, None]
+            for weights in (None, w):
+                q = np.where(own, 1 - s, s / (k - 1)) * (1 if weights is None else weights.astype(np.float64))
+                u = z.astype(np.float64)
+                far = special.logsumexp(u, axis=1, keepdims=True) - u
+                expected = np.where(q > 0, q * np.where(q > 0, far, 0), 0).sum(axis=1)
+                options = {"label_smoothing": s, "smoothing": "exclude_target", "class_weight": weights}
+                layouts = (
+                    (z, 1),
+                    (np.asfortranarray(z), 1),
+                    (np.repeat(z, 2, axis=1)[:, ::2], 1),
+                    (z.T.copy(), 0),
+                )
+                for logits, axis in layouts:
+                    loss, _ = fx.softmax_cross_entropy_with_grad(
+                        logits, y, axis=axis, reduction="none", backend=backend, **options
+                    )
+                    assert_allclose(loss, expected, rtol=16 * np.finfo(dtype).eps)
+                    alone = fx.softmax_cross_entropy(
+                        logits, y, axis=axis, reduction="none", backend=backend, **options
+                    )
+                    assert_allclose(alone, expected, rtol=16 * np.finfo(dtype).eps)
 
 
 # NaN and infinities ---------------------------------------------------------------------------------------

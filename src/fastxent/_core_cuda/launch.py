@@ -382,6 +382,8 @@ def _way(
     grad, smooth = g_strides is not None, label_smoothing != 0
     if inner != 1 or dtype == "float64" or (smooth and (flags & rows.CLASS_WEIGHT or number != 0)):
         return None
+    if label_smoothing > 0.5:  # the sum over all classes would cancel with the label's own distance
+        return None
     storage = STORAGES[dtype]
     per_vector = storage.per_vector
     # A row's elements are apart, or the 16-byte boundaries of logits and gradient differ.

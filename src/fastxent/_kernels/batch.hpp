@@ -60,6 +60,8 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
             limit_loss[r] = limit_row<T>(a, target, i0 + r, MODE >= SOFT ? -1 : y[at + r], weight[r], to, (T*)0, 1, limit_lse + r);
             if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(goal[r][k]) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
           }
+      const bool lesser = (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) && target.top < beta; alignas(64) T apart[N];
+      if (lesser) for (ptrdiff_t r = 0; r < N; r++) apart[r] = r < nb ? T(far_of_others(z[r], MODE == SMOOTH ? (const T*)0 : w, K, y[at + r], high[r])) : T(0);
       for (ptrdiff_t r = 0; r < N; r++) {
         Parts<T> p;
         const char* const next = in_line && i0 + N + r < end ? a->logits.data + (i0 + N + r) * a->logits.outer : (const char*)z[r];
@@ -79,8 +81,8 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
       V Q = {}, near = {}, mass = {};                                    // mass: the label's share q_y
       if (MODE >= SOFT) { near = fold_sum<T>(part[2]); Q = fold_sum<T>(part[3]); }
       else if (MODE != LABEL) {
-        const V far = fold_sum<T>(part[2]), infinite = fold_sum<T>(part[4]), extra = wv * (target.top - beta), distance = m - zv;
-        const IV gone = zv == -inf;
+        const V far = lesser ? *(const V*)apart : fold_sum<T>(part[2]), infinite = fold_sum<T>(part[4]), distance = m - zv;
+        const V extra = wv * (lesser ? target.top : target.top - beta); const IV gone = ~(distance <= Num<T>::most);
         mass = wv * target.top; Q = mass + beta * (T(target.weight_sum) - wv);
         near = gone ? (mass != T(0) ? V{} + inf : V{}) : extra * distance;
         near += beta * far;

@@ -80,6 +80,17 @@ template <class T, int MODE, bool STORE, bool FAR> FX_INLINE RowSums<T> row_sums
   return o;
 }
 
+// Sum of w_k (m - u_k) over the classes but the label, infinite distances apart.  For smoothing that leaves the label a lesser share
+// than any other class: its own distance must not be added with theirs and taken off again, for it may be the greatest by far.
+template <class T> static __attribute__((noinline, cold)) double far_of_others(const T* z, const T* w, ptrdiff_t K, ptrdiff_t label, T m) {
+  double far = 0;
+  for (ptrdiff_t k = 0; k < K; k++) {
+    const T d = m - z[k], share = w ? w[k] : T(1);
+    if (k != label && share != 0 && d <= Num<T>::most) far += (double)share * d;
+  }
+  return far;
+}
+
 // (3) g = e * by - q * factor
 template <class T, int MODE> FX_INLINE void row_scale(T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T by, T factor) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
@@ -153,6 +164,8 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         weight[r] = 0;
       } else {
         const char* const next = i0 + r + 1 < end && K * item <= (e && e != z ? AHEAD : 2 * AHEAD) ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
+        const bool lesser = (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) && target.top < target.beta;
+        const double apart = lesser ? far_of_others(z, MODE == SMOOTH ? (const T*)0 : target.w, K, label, m) : 0;
         RowSums<T> s;
         if (e && (e != z || K * item <= NEAR)) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, item);
         else if (e) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, item);
@@ -166,8 +179,8 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         else if (MODE >= SOFT) { near = s.far; Q = s.goal; mass = 0; }
         else {
           mass = wy * target.top; Q = mass + beta * (target.weight_sum - wy);
-          const bool gone = zy == -inf;                                   // beta of the label's own distance is in s.far
-          near = beta * s.far + (gone ? mass != 0 ? inf : 0 : (mass - wy * beta) * (double)(m - zy));
+          const bool gone = !(m - zy <= Num<T>::most);                    // beta of the label's own distance is in s.far
+          near = beta * (lesser ? apart : s.far) + (gone ? mass != 0 ? inf : 0 : (lesser ? mass : mass - wy * beta) * (double)(m - zy));
           if (beta > 0 && s.infinite - (gone && wy != 0) > 0.5) near = inf;
         }
         ratio[r] = T(q); far[r] = T(near); share[r] = T(Q); high[r] = m;
