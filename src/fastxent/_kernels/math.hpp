@@ -55,6 +55,7 @@ static inline double from_bits(uint64_t u) { double f; __builtin_memcpy(&f, &u, 
 static constexpr int STEP_BITS = 4;
 template <class T> struct Steps;
 template <> struct Steps<float> {
+  static constexpr float hi = 0x1.62cp-5f, lo = 0x1.217f7ep-16f;     // ln2/16; hi has so few bits that its product with any n is exact
   alignas(64) static constexpr int32_t bits[16] = {
     0, -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1,
     -0xafb0d, -0xaf75c, -0xa98d6, -0x9db74, -0x8bb03, -0x73321, -0x53f39, -0x2da83};
@@ -63,6 +64,7 @@ template <> struct Steps<float> {
     0x1.26055cp-26f, -0x1.05cb44p-25f, 0x1.67a1cap-28f, 0x1.a3b5e4p-28f, -0x1.f9c304p-27f, -0x1.6961b4p-28f, -0x1.a5217cp-28f, 0x1.61428ep-28f};
 };
 template <> struct Steps<double> {
+  static constexpr double hi = 0x1.62e42fefap-5, lo = 0x1.cf79abc9e3b3ap-44;
   alignas(64) static constexpr int64_t bits[16] = {
     0, -0x4aa7930676f1, -0x8d47c382ae85, -0xc785918a9dc8, -0xf901f5ce48eb, -0x12159b3edcbde, -0x140252ac9d5d9, -0x154f822b7abd7,
     -0x15f619980c433, -0x15eeb8c14fe79, -0x1531abdd55f25, -0x13b6e7d5c0f70, -0x1176066a52c53, -0xe664227aad64, -0xa7e723045b79, -0x5b505d5b6f26};
@@ -96,6 +98,7 @@ template <class T> FX_INLINE T power_of(T f, typename Num<T>::U n) {
 }
 #else
 static constexpr int STEP_BITS = 0;
+template <class T> struct Steps { static constexpr T hi = Num<T>::ln2hi, lo = Num<T>::ln2lo; };
 // e^f = 1 + f + f^2 q(f) on |f| <= ln2/2: minimax, 0.06 ulp (float), 0.04 ulp (double)
 template <class X> FX_INLINE X exp_poly(X f, float) {
   X q = 1.382511342e-03f * f + 8.369384333e-03f; q = q * f + 4.166823253e-02f; q = q * f + 1.666651517e-01f;
@@ -159,14 +162,14 @@ template <class T, class V> FX_INLINE V at_least(V d, V lo) {
 template <class T> FX_INLINE typename Vec<T>::V exp_of(typename Vec<T>::V u, const VShift<T>& s) {
   typedef Num<T> C; typedef typename Vec<T>::V V;
   const V d = at_least<T>(u - s.c, s.lo), t = d * (STEPS * C::log2e) + s.magic, n = t - s.magic;
-  V f = d - n * (C::ln2hi / STEPS); f = f - n * (C::ln2lo / STEPS);
+  V f = d - n * Steps<T>::hi; f = f - n * Steps<T>::lo;
   return power_of<T>(f, (typename Vec<T>::UV)t);
 }
 template <class T> FX_INLINE T exp_of(T u, const Shift<T>& s) {
   typedef Num<T> C;
   T d = u - s.c; d = d < s.lo ? s.lo : d;
   const T t = d * (STEPS * C::log2e) + s.magic, n = t - s.magic;
-  T f = d - n * (C::ln2hi / STEPS); f = f - n * (C::ln2lo / STEPS);
+  T f = d - n * Steps<T>::hi; f = f - n * Steps<T>::lo;
   return power_of<T>(f, bits(t));
 }
 // sum + x in the lanes where u is less than m, or NaN.  From the ternary GCC makes one instruction more.
@@ -185,7 +188,7 @@ template <class T, class... Low> FX_INLINE typename Vec<T>::V guarded_exp_of_neg
   typedef Num<T> C; typedef typename Vec<T>::UV UV; const T bias = C::magic + STEPS * (C::bias + C::guard);
   d = at_least<T>(d, typename Vec<T>::V{} - T(C::bias + C::guard) * C::ln2);
   const typename Vec<T>::V t = d * (STEPS * C::log2e) + bias, n = t - bias;
-  typename Vec<T>::V f = d - n * (C::ln2hi / STEPS); f = f - n * (C::ln2lo / STEPS); ((f = f + low), ...);
+  typename Vec<T>::V f = d - n * Steps<T>::hi; f = f - n * Steps<T>::lo; ((f = f + low), ...);
   return power_of<T>(f, (UV)t);
 }
 template <class T> FX_INLINE typename Vec<T>::V exp_of_negative(typename Vec<T>::V d) { return guarded_exp_of_negative<T>(d) * Num<T>::unguard; }
