@@ -28,7 +28,7 @@ def kernels(backend):
 
 INF, NAN = np.inf, np.nan
 TAIL = 4.248354255291589e-18  # log1p(exp(-40)) in mpmath
-# Its rounding: the quotient of two exponentials, each to 0.7 ulp, and the division's own half.
+# Its rounding: the quotient of two exponentials, each to 0.67 ulp, and the division's own half.
 TAIL_OFF = 2 * np.spacing(TAIL)
 
 
