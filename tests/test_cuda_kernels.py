@@ -283,6 +283,15 @@ def test_family(machine, sizes, shape, member):
 # The careful kernel -----------------------------------------------------------------------------------------
 
 
+def test_much_smoothing_is_careful(machine, regimes):
+    """Above 1/2 a label far below the others would cancel in the quick kernels' sum over all classes."""
+    z, y = problem(3, 45, "float32", seed=7)
+    z[0, y[0]] = -1e6
+    check(machine, z, y, "float32", label_smoothing=0.9999)
+    check(machine, z, y, "float32", label_smoothing=0.5)
+    assert regimes[0] == "careful" != regimes[-1]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize(("k", "offset"), [(5, 0), (45, 0), (301, 1), (1030, 0)])
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])

@@ -28,8 +28,6 @@ def kernels(backend):
 
 INF, NAN = np.inf, np.nan
 TAIL = 4.248354255291589e-18  # log1p(exp(-40)) in mpmath
-# Its rounding: the quotient of two exponentials, each to 0.67 ulp, and the division's own half.
-TAIL_OFF = 2 * np.spacing(TAIL)
 
 
 def cut(z, y, cuts):
@@ -76,19 +74,25 @@ def assert_ulp(actual, expected, dtype, ulp):
 # The tail -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def tail_off(backend):
+    """Rounding of the tail in compiled kernels: a quotient of two exponentials, each to 0.67 ulp, and its own half."""
+    return 2 * np.spacing(TAIL) if backend == "cpu" else 0.0
+
+
 @pytest.mark.parametrize("cuts", [[], [1], [0, 1], [1, 1], [0, 0, 1, 2, 2]])
-def test_margin_of_forty(cuts):
+def test_margin_of_forty(cuts, tail_off):
     parts = cut(np.array([[40.0, 0.0]]), [0], cuts)
     state = merged(parts)
-    assert abs(state.loss() - TAIL) <= TAIL_OFF
-    np.testing.assert_allclose(whole_grad(state, parts), [[-TAIL, TAIL]], rtol=0, atol=TAIL_OFF)
+    assert abs(state.loss() - TAIL) <= tail_off
+    np.testing.assert_allclose(whole_grad(state, parts), [[-TAIL, TAIL]], rtol=0, atol=tail_off)
     # what log S + m - x_y gives
     assert float(state.lse[0]) - 40.0 == 0
 
 
 def test_offset_does_not_matter():
     parts = cut(np.array([[1e15 + 40.0, 1e15]]), [0], [1])
-    assert abs(merged(parts).loss() - TAIL) <= TAIL_OFF
+    assert merged(parts).loss() == TAIL
 
 
 # Any split ------------------------------------------------------------------------------------------------
@@ -269,10 +273,10 @@ def test_no_rows_and_nothing_counted():
     assert state.grad(z, [-100], 0).tolist() == [[0.0, 0.0]]
 
 
-def test_one_row_without_an_axis():
+def test_one_row_without_an_axis(tail_off):
     state = merge_lse([partial_lse([40.0], 0, 0), partial_lse([0.0], 0, 1)])
-    assert abs(state.loss() - TAIL) <= TAIL_OFF
-    assert abs(state.grad([0.0], 0, 1)[0] - TAIL) <= TAIL_OFF
+    assert abs(state.loss() - TAIL) <= tail_off
+    assert abs(state.grad([0.0], 0, 1)[0] - TAIL) <= tail_off
 
 
 def test_gradient_is_the_derivative():
