@@ -784,6 +784,56 @@ def test_gradients_past_the_cache(dtype, n_classes, offset):
     assert_array_equal(out, z)
 
 
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    "option", ["plain", "smooth", "smooth weighted", "soft", "soft weighted", "affine", "focal"]
+)
+@pytest.mark.parametrize(
+    ("dtype", "n_classes", "offset"),
+    [
+        ("float32", 400, 0),
+        ("float32", 509, 3),
+        ("float32", 4096, 1),
+        ("float32", 50257, 5),
+        ("float64", 1003, 1),
+    ],
+)
+def test_rows_leave_past_the_cache(option, dtype, n_classes, offset):
+    """Rows on their way past the cache beside the next one's exponentials: the bits of those that stay in place."""
+    rng = np.random.default_rng(n_classes)
+    n = (1 << 25) // np.dtype(dtype).itemsize // n_classes + 3
+    y = rng.integers(0, n_classes, n)
+    y[:4] = (
+        0,
+        n_classes - 1,
+        20,
+        n_classes - 20,
+    )  # in the ends of a row, which are no whole lines, and beside them
+    z = np.tile(rng.normal(size=n_classes + 1).astype(dtype), n)[: n * n_classes].reshape(n, n_classes)
+    z[5, 7], z[9] = np.nan, -np.inf  # rows that leave at once, between those that do not
+    options = {"sample_weight": rng.integers(0, 4, n).astype(dtype), "backend": "cpu", "reduction": "none"}
+    if "smooth" in option:
+        options["label_smoothing"] = 0.1
+    if "weighted" in option:
+        options["class_weight"] = rng.random(n_classes).astype(dtype)
+    if option == "affine":
+        options |= {"temperature": 1.5, "logit_bias": rng.random(n_classes).astype(dtype)}
+    if "soft" in option:
+        y = np.tile(rng.random(n_classes + 1).astype(dtype) / n_classes, n)[: n * n_classes].reshape(
+            n, n_classes
+        )
+    focal = fx.FocalLoss(gamma=2)
+    call = focal.loss_grad if option == "focal" else fx.softmax_cross_entropy_with_grad
+    memory = np.full(n * n_classes + 16, -9, dtype)
+    out = memory[offset:][: n * n_classes].reshape(n, n_classes)
+    loss, _ = call(z, y, out=out, **options)
+    there, _ = call(z, y, out=z, **options)
+    assert_array_equal(loss, there)
+    assert_array_equal(out, z)
+    assert (memory[:offset] == -9).all()
+    assert (memory[out.size + offset :] == -9).all()
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
 def test_axis_over_transposed_memory(backend, axis, order):

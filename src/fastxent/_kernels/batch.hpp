@@ -14,7 +14,7 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
   const bool as_is = stored_as_is<T>(a->storage), in_line = a->inner == 1 && a->logits.outer == K * item;
   const bool copied = !as_is || bias || a->temperature != 1, streamed = a->stream && a->inner == 1 && a->grad.outer == K * item;
   const bool direct = as_is && !streamed, out_in_line = a->inner == 1 && a->grad.outer == K * item;
-  T* const zs = (T*)scratch; T* es = zs + N * K; Outgoing sent = {}; const IV fresh = fresh_lanes<T>(K);
+  T* const zs = (T*)scratch; T* es = zs + N * K; Outgoing sent = {}; Asking<T> asking; const IV fresh = fresh_lanes<T>(K);
   double total = 0; int64_t y[GROUP]; alignas(64) T weights[GROUP];
   for (ptrdiff_t g0 = begin; g0 < end; g0 += GROUP) {
     const ptrdiff_t in_group = end - g0 < GROUP ? end - g0 : GROUP;
@@ -67,8 +67,8 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
         const char* const next = in_line && i0 + N + r < end ? a->logits.data + (i0 + N + r) * a->logits.outer : (const char*)z[r];
         if (r < nb && !(skip >> r & 1)) {
           const VShift<T> s = {V{} + c[r], V{} + lo[r], V{} + magic[r]}; const V mm = V{} + high[r], last = *(const Loose*)(z[r] + K - N);
-          if (a->grad.data) row_part<T, MODE, true>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item);
-          else row_part<T, MODE, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item);
+          if (a->grad.data) row_part<T, MODE, true, false>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item, asking);
+          else row_part<T, MODE, false, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item, asking);
           if (MODE >= SOFT && any_of(p.odd) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         }
         sent.some((r + 1) * sent.bytes / N);

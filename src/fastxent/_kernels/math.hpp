@@ -83,8 +83,8 @@ template <class X> FX_INLINE X step_poly(X f, double) {
 template <class T> FX_INLINE typename Vec<T>::V power_of(typename Vec<T>::V f, typename Vec<T>::UV n) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::UV UV; UV up; V rest;
   if constexpr (sizeof(T) == 4) {
-    up = (UV)_mm512_permutexvar_epi32((__m512i)n, _mm512_load_si512(Steps<T>::bits));
-    rest = (V)_mm512_permutexvar_ps((__m512i)n, _mm512_load_ps(Steps<T>::rest));
+    up = (UV)_mm512_maskz_permutexvar_epi32((__mmask16)-1, (__m512i)n, _mm512_load_si512(Steps<T>::bits));
+    rest = (V)_mm512_maskz_permutexvar_ps((__mmask16)-1, (__m512i)n, _mm512_load_ps(Steps<T>::rest));
   } else {
     up = (UV)_mm512_permutex2var_epi64(_mm512_load_si512(Steps<T>::bits), (__m512i)n, _mm512_load_si512(Steps<T>::bits + 8));
     rest = (V)_mm512_permutex2var_pd(_mm512_load_pd(Steps<T>::rest), (__m512i)n, _mm512_load_pd(Steps<T>::rest + 8));
@@ -142,6 +142,17 @@ template <class T> FX_INLINE VShift<T> shift_of_lanes(typename Vec<T>::V m) {
   const V n = ((m - s.c) * C::log2e + C::magic) - C::magic - T(C::bias + C::guard);
   s.lo = n * C::ln2; s.magic = C::magic - STEPS * n;
   return s;
+}
+// x as it is, rounded: a compiler that may fuse x = a * b with a sum after it does so in one place and not in another.
+template <class V> FX_INLINE V rounded(V x) {
+#if defined(__x86_64__) && FX_BYTES == 64
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
 }
 // d, or lo where d is less; NaN stays.  One instruction: from the ternary GCC makes a comparison and a blend.
 template <class T, class V> FX_INLINE V at_least(V d, V lo) {
@@ -228,7 +239,7 @@ template <class T> FX_INLINE T log1p_of(T x) {
 // GCC 12 converts eight floats to doubles in two halves and an insertion: three times the price of the one instruction.
 template <class P, class D> FX_INLINE D doubles(P x, D) {
 #if FX_BYTES == 64
-  if constexpr (sizeof(P) == 32) return (D)_mm512_cvtps_pd((__m256)x);
+  if constexpr (sizeof(P) == 32) return (D)_mm512_maskz_cvtps_pd((__mmask8)-1, (__m256)x);
 #endif
   return __builtin_convertvector(x, D);
 }
@@ -277,6 +288,11 @@ template <class T> struct Wide {
   double total() const { double s = 0; for (const D& d : parts) for (unsigned c = 0; c < FX_BYTES / 8; c++) s += d[c]; return s; }
 };
 
+#if defined(__x86_64__)
+enum { STREAMS = 1 };
+#else
+enum { STREAMS = 0 };
+#endif
 // Bytes to memory past the cache: a line that is written whole need not be read first, a third of the traffic of an output
 // that does not fit the cache.  `from` is aligned like a vector.  Ends with finish_stream().
 static inline void stream(const char* from, char* to, ptrdiff_t n) {
@@ -371,7 +387,7 @@ template <class S, class T> static inline void widen_as(const char* from, ptrdif
   if constexpr (sizeof(T) == 4)
     for (; k + 16 <= n; k += 16) {
       const __m256i x = _mm256_loadu_si256((const __m256i*)(from + 2 * k));
-      _mm512_storeu_ps((float*)to + k, is_half(S()) ? _mm512_cvtph_ps(x) : (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+      _mm512_storeu_ps((float*)to + k, is_half(S()) ? _mm512_maskz_cvtph_ps((__mmask16)-1, x) : (__m512)_mm512_maskz_slli_epi32((__mmask16)-1, _mm512_maskz_cvtepu16_epi32((__mmask16)-1, x), 16));
     }
 #endif
   for (; k < n; k++) to[k] = widen(((const S*)from)[k]);
@@ -381,7 +397,7 @@ template <class S, class T> static inline void narrow_as(const T* from, ptrdiff_
 #if FX_BYTES == 64
   if constexpr (sizeof(T) == 4 && is_half(S()))
     for (; k + 16 <= n; k += 16)
-      _mm256_storeu_si256((__m256i*)(to + 2 * k), _mm512_cvtps_ph(_mm512_loadu_ps((const float*)from + k), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      _mm256_storeu_si256((__m256i*)(to + 2 * k), _mm512_maskz_cvtps_ph((__mmask16)-1, _mm512_loadu_ps((const float*)from + k), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #endif
   for (; k < n; k++) narrow((float)from[k], (S*)to + k);
 }

@@ -1,9 +1,10 @@
 // Softmax rows one after another, lanes are classes: every row stays in the cache for its three sweeps.
 namespace FX_NS { namespace {
 
-// Bytes: a longer row (twice that where e lies nowhere else) is not asked for by the row before it; one that would fill the first-level
-// cache is asked for into the second there; from e to the line of it that is asked for.
-enum { AHEAD = 1 << 17, NEAR = 1 << 14, WRITE_AHEAD = 1024 };
+// Bytes: a longer row (twice that where e lies nowhere else, four times that where it goes past the cache) is not asked for by the row
+// before it; one that would fill the first-level cache is asked for into the second there; from e to the line of it that is asked for;
+// from there on gradients go past the cache, where one row's ends cost less than its lines gain.
+enum { AHEAD = 1 << 17, NEAR = 1 << 14, WRITE_AHEAD = 1024, PAST_FROM = 1536 };
 
 // What a row, or a piece of it, adds up lane by lane: e without and with the maximum; q (m - u), q, and where q (m - u) is infinite.
 template <class T> struct Parts { typename Vec<T>::V rest = {}, all = {}, far = {}, share = {}, infinite = {}; typename Vec<T>::IV odd = {}; };
@@ -18,9 +19,11 @@ template <class T> FX_INLINE typename Vec<T>::IV fresh_lanes(ptrdiff_t K) {
 //
 // The exponentials leave memory idle: meanwhile lines of the row at `next`, in numbers of `item` bytes, and of e are asked for. The
 // hardware's prefetcher ends with each row's first sweep; without this a forward pass takes 1.2 to 1.4 times as long.
-template <class T, int MODE, bool STORE, bool FAR = false> FX_INLINE void row_part(
+//
+// `beside` is done for every vector of e.
+template <class T, int MODE, bool STORE, bool FAR, class Beside> FX_INLINE void row_part(
     const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t j, ptrdiff_t stop, ptrdiff_t K, const typename Vec<T>::V last,
-    const typename Vec<T>::IV fresh, const VShift<T>& sh, const typename Vec<T>::V mm, Parts<T>& o, const char* next, ptrdiff_t item) {
+    const typename Vec<T>::IV fresh, const VShift<T>& sh, const typename Vec<T>::V mm, Parts<T>& o, const char* next, ptrdiff_t item, Beside& beside) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose;
   enum { N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2 };
   const T alpha = target.alpha, beta = target.beta; const T* const w = target.w; V rest[CH] = {}, all[CH] = {};
@@ -46,7 +49,7 @@ template <class T, int MODE, bool STORE, bool FAR = false> FX_INLINE void row_pa
 #pragma GCC unroll 4
     for (int c = 0; c < CH; c++) {
       u[c] = *(const Loose*)(z + j + c * N); __builtin_prefetch(next + (j + c * N) * item, 0, FAR ? 2 : 3);
-      if (STORE) __builtin_prefetch((const char*)(e + j + c * N) + WRITE_AHEAD, 1);
+      if (STORE) beside(e + j + c * N);
     }
 #pragma GCC unroll 4
     for (int c = 0; c < CH; c++) one(u[c], j + c * N, c, false);
@@ -57,17 +60,20 @@ template <class T, int MODE, bool STORE, bool FAR = false> FX_INLINE void row_pa
   o.rest = rest[0]; o.all = all[0];
 }
 
+// What stands beside the exponentials of a row that is written where it stays: its lines are asked for.
+template <class T> struct Asking { FX_INLINE_MEMBER void operator()(const T* e) const { __builtin_prefetch((const char*)e + WRITE_AHEAD, 1); } };
+
 template <class T> struct RowSums { double rest, all, far, goal, infinite; T top; bool odd; };
 
-template <class T, int MODE, bool STORE, bool FAR> FX_INLINE RowSums<T> row_sums(
-    const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T m, const typename Vec<T>::V last, const char* next, ptrdiff_t item) {
+template <class T, int MODE, bool STORE, bool FAR, class Beside> FX_INLINE RowSums<T> row_sums(
+    const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T m, const typename Vec<T>::V last, const char* next, ptrdiff_t item, Beside& beside) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; enum { N = Vec<T>::N };
   const ptrdiff_t body = K / N * N; const Shift<T> s = shift_of(m); const VShift<T> sh = splat(s); const V mm = V{} + m;
   const IV fresh = fresh_lanes<T>(K); IV odd = {};
   RowSums<T> o = {0, 0, 0, 0, 0, exp_of(m, s), false};
   for (ptrdiff_t j = 0; j < body; j += CHUNK) {
     const bool rest_of_row = body - j <= CHUNK;
-    Parts<T> p; row_part<T, MODE, STORE, FAR>(z, e, goal, target, j, rest_of_row ? body : j + CHUNK, rest_of_row ? K : 0, last, fresh, sh, mm, p, next, item);
+    Parts<T> p; row_part<T, MODE, STORE, FAR>(z, e, goal, target, j, rest_of_row ? body : j + CHUNK, rest_of_row ? K : 0, last, fresh, sh, mm, p, next, item, beside);
     for (int h = N / 2; h > 0; h /= 2)
       for (int i = 0; i < h; i++) {
         p.rest[i] += p.rest[i + h]; p.all[i] += p.all[i + h]; p.far[i] += p.far[i + h];
@@ -91,22 +97,69 @@ template <class T> static __attribute__((noinline, cold)) double far_of_others(c
   return far;
 }
 
-// (3) g = e * by - q * factor
+// (3) g = e * by - q * factor, a vector from class k on
+template <class T, int MODE> struct Gradient {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose;
+  const T *e = 0, *goal = 0, *w = 0; T by = 0, factor = 0, flat = 0, alpha = 0, beta = 0;
+  Gradient() = default;
+  Gradient(const T* e, const T* goal, const Target<T>& target, T by, T factor)
+      : e(e), goal(goal), w(target.w), by(by), factor(factor), flat(target.beta * factor), alpha(target.alpha), beta(target.beta) {}
+  FX_INLINE_MEMBER V at(ptrdiff_t k) const {
+    V g = *(const Loose*)(e + k) * by;
+    if (MODE == SMOOTH) g -= flat;
+    if (MODE == SMOOTH_WEIGHTED) g -= rounded(*(const Loose*)(w + k) * flat);
+    if (MODE == SOFT) g -= rounded((*(const Loose*)(goal + k) * alpha + beta) * factor);
+    if (MODE == SOFT_WEIGHTED) g -= rounded((*(const Loose*)(goal + k) * alpha + beta) * *(const Loose*)(w + k) * factor);
+    return g;
+  }
+};
 template <class T, int MODE> FX_INLINE void row_scale(T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T by, T factor) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
-  const V vb = V{} + by, vf = V{} + factor, flat = V{} + target.beta * factor; const T alpha = target.alpha, beta = target.beta;
-  auto value = [&](ptrdiff_t at) __attribute__((always_inline)) {
-    V g = *(const Loose*)(e + at) * vb;
-    if (MODE == SMOOTH) g -= flat;
-    if (MODE == SMOOTH_WEIGHTED) g -= *(const Loose*)(target.w + at) * flat;
-    if (MODE == SOFT) g -= (*(const Loose*)(goal + at) * alpha + beta) * vf;
-    if (MODE == SOFT_WEIGHTED) g -= (*(const Loose*)(goal + at) * alpha + beta) * *(const Loose*)(target.w + at) * vf;
-    return g;
-  };
-  const V tail = value(K - N); ptrdiff_t j = 0;
-  for (; j + N <= K; j += N) *(Loose*)(e + j) = value(j);
+  const Gradient<T, MODE> g(e, goal, target, by, factor);
+  const V tail = g.at(K - N); ptrdiff_t j = 0;
+  for (; j + N <= K; j += N) *(Loose*)(e + j) = g.at(j);
   if (j < K) *(Loose*)(e + K - N) = tail;
 }
+// A gradient larger than the cache goes past it, each row while the exponentials of the next one are computed: memory is neither read for
+// lines that are written whole, nor idle.  From 400 classes on that takes 0.7 to 0.8 of the time (AMD Zen 4).
+//
+// A load waits for an earlier store whose address ends in the same 12 bits.  So a row leaves LAG lines behind the loads of the next, and
+// e lies 512 bytes or more from the logits and from the e that is leaving, modulo 4096.
+template <class T, int MODE> struct Leaving {
+  typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N, LINE = 64 / sizeof(T), LAG = 4, PAGE = 4096, SPARE = PAGE + 64, APART = 512 };
+  Gradient<T, MODE> g; T* to = 0; ptrdiff_t at = 0, body = 0, label = 0; T gy = 0;    // whole lines of `to`: [0, body)
+  FX_INLINE_MEMBER void operator()(const T*) {
+    if ((size_t)at < (size_t)body && (N == LINE || at % LINE == 0))          // the parts of a line at once
+#pragma GCC unroll 4
+      for (ptrdiff_t k = at; k < at + LINE; k += N) {
+        V x = g.at(k);
+        if (MODE < SOFT && __builtin_expect((size_t)(label - k) < (size_t)N, 0)) x[label - k] = gy;
+        stream_vector<T>((char*)(to + k), x);
+      }
+    at += N;
+  }
+  void rest() { for (at = at < 0 ? 0 : (at + LINE - 1) / LINE * LINE; at < body; at += LINE - N) (*this)(0); body = 0; }
+  // The row of K classes at `row`, whose e is in `from`; the ends of it, which are no whole lines, at once
+  void start(Gradient<T, MODE> from, T* row, ptrdiff_t K, ptrdiff_t own, T own_g) {
+    const ptrdiff_t head = (ptrdiff_t)(-(size_t)row % 64 / sizeof(T)), lines = (K - head) / LINE * LINE, tail = head + lines;
+    alignas(64) T end[LINE];
+    rest();
+    for (ptrdiff_t k = 0; k < head; k += N) *(Loose*)(end + k) = from.at(k);
+    for (ptrdiff_t k = 0; k < head; k++) row[k] = end[k];
+    for (ptrdiff_t k = K - LINE; k < K; k += N) *(Loose*)(end + k - (K - LINE)) = from.at(k);
+    for (ptrdiff_t k = tail; k < K; k++) row[k] = end[k - (K - LINE)];
+    if (MODE < SOFT && (own < head || own >= tail)) row[own] = own_g;
+    from.e += head; from.goal += MODE >= SOFT ? head : 0; from.w += from.w ? head : 0;
+    g = from; to = row + head; at = -LAG * LINE; body = lines; label = own - head; gy = own_g;
+  }
+  // Where the e of the logits at z may lie in `room`, of a row and SPARE bytes
+  T* place(char* room, const char* z) const {
+    room += -(size_t)room % 64;
+    auto apart = [&](size_t offset) { return room + (((size_t)z + offset - (size_t)room) & (PAGE - 64)); };
+    char* const e = apart(PAGE / 4);
+    return (T*)((((size_t)e - (size_t)g.e + APART) & (PAGE - 1)) < 2 * APART ? apart(PAGE / 4 * 3) : e);
+  }
+};
 template <class T> static void row_hess(const T* e, T* h, ptrdiff_t K, double rest, double sum, T top, T coefficient, T zeta, T bend, T factor) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N };
   const T high = top * (1 - 8 * T(__builtin_ldexp(1., -Num<T>::mant))); const V one = V{} + T(1 / sum), all = V{} + T(sum), others = V{} + T(rest);
@@ -127,6 +180,8 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
   const Target<T> target(a); const T* const bias = (const T*)a->bias; const bool affine = bias || a->temperature != 1;
   const double zeta = a->z_loss, beta = target.beta;
   T* const zs = (T*)scratch; T* const es = zs + K; T* const hs = es + K; double total = 0;
+  const bool streamed = STREAMS && a->stream && direct && !a->hess.data && K * item >= PAST_FROM;
+  Asking<T> asking; Leaving<T, MODE> leaving; char* room = (char*)(zs + K); char* other_room = room + K * item + Leaving<T, MODE>::SPARE;
   for (ptrdiff_t i0 = begin; i0 < end; i0 += GROUP) {
     const ptrdiff_t nb = end - i0 < GROUP ? end - i0 : GROUP;
     int64_t y[GROUP]; alignas(64) T weight[GROUP], L[GROUP], ratio[GROUP], far[GROUP], share[GROUP], high[GROUP], extra[GROUP];
@@ -141,7 +196,9 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         if (hp) __builtin_memset(hp, 0, K * item);
         continue;
       }
-      const T* z = (const T*)zp; T* const h = !hp ? 0 : direct ? (T*)hp : hs; T* const e = !gp ? h : direct ? (T*)gp : es;
+      const T* z = (const T*)zp; T* const h = !hp ? 0 : direct ? (T*)hp : hs; const bool past = streamed && (size_t)gp % sizeof(T) == 0;
+      if (past && (size_t)(gp + K * item) % 64) __builtin_prefetch(gp + K * item - 1, 1);     // the one line that is not written whole
+      T* const e = !gp ? h : past ? leaving.place(room, zp) : direct ? (T*)gp : es;
       const T* const goal = MODE >= SOFT ? (const T*)run_at(a->soft, a->inner, i0 + r, 1).at : 0;
       if (!direct || affine) {
         widen_run(a->storage, zp, K, zs);
@@ -159,18 +216,20 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
       m0 = m0 > m1 ? m0 : m1; T m = -inf;
       for (int i = 0; i < N; i++) m = m0[i] > m ? m0[i] : m;
       if (__builtin_expect(!(m > -inf && m < inf), 0)) {               // `extra` carries the whole loss of such a row
-        extra[r] = limit_row<T>(a, target, i0 + r, MODE >= SOFT ? -1 : label, weight[r], gp ? e : 0, h, 1, high + r);
+        extra[r] = limit_row<T>(a, target, i0 + r, MODE >= SOFT ? -1 : label, weight[r], !gp ? 0 : past ? (T*)gp : e, h, 1, high + r);
         if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(goal[k]) && out->bad < 0) out->bad = i0 + r;
         weight[r] = 0;
       } else {
-        const char* const next = i0 + r + 1 < end && K * item <= (e && e != z ? AHEAD : 2 * AHEAD) ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
+        const char* const next = i0 + r + 1 < end && K * item <= (past ? 4 * AHEAD : e && e != z ? AHEAD : 2 * AHEAD) ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
         const bool lesser = (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) && target.top < target.beta;
         const double apart = lesser ? far_of_others(z, MODE == SMOOTH ? (const T*)0 : target.w, K, label, m) : 0;
         RowSums<T> s;
-        if (e && (e != z || K * item <= NEAR)) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, item);
-        else if (e) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, item);
-        else if (K * item <= NEAR) s = row_sums<T, MODE, false, false>(z, e, goal, target, K, m, last, next, item);
-        else s = row_sums<T, MODE, false, true>(z, e, goal, target, K, m, last, next, item);
+        if (past && K * item <= NEAR) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, item, leaving);
+        else if (past) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, item, leaving);
+        else if (e && (e != z || K * item <= NEAR)) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, item, asking);
+        else if (e) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, item, asking);
+        else if (K * item <= NEAR) s = row_sums<T, MODE, false, false>(z, e, goal, target, K, m, last, next, item, asking);
+        else s = row_sums<T, MODE, false, true>(z, e, goal, target, K, m, last, next, item, asking);
         if (MODE >= SOFT && s.odd && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         const double top = s.top, ties = __builtin_rint((s.all - s.rest) / top), rest = s.rest + (ties - 1) * top, sum = rest + top;
         const double wy = target.w && MODE < SOFT ? target.w[label] : 1, q = rest / top;
@@ -209,9 +268,14 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
           } else if (MODE < SOFT) {
             gy = (coefficient * (ey / sum) - mass) * factor;
           }
-          row_scale<T, MODE>(e, goal, target, K, T(by), T(factor));
-          if (MODE < SOFT) e[label] = T(gy);
-          if (weight[r] == 0) for (ptrdiff_t k = 0; k < K; k++) e[k] = 0;
+          if (weight[r] == 0) __builtin_memset(direct ? gp : (char*)e, 0, K * sizeof(T));
+          else if (past) {
+            leaving.start({e, goal, target, T(by), T(factor)}, (T*)gp, K, label, T(gy));
+            char* const free = other_room; other_room = room; room = free;
+          } else {
+            row_scale<T, MODE>(e, goal, target, K, T(by), T(factor));
+            if (MODE < SOFT) e[label] = T(gy);
+          }
         }
         if (h && weight[r] == 0) for (ptrdiff_t k = 0; k < K; k++) h[k] = 0;
       }
@@ -230,6 +294,8 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
     if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
     if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, high);
   }
+  leaving.rest();
+  if (streamed) finish_stream();
   out->loss += total;
 }
 
