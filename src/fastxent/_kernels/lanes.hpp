@@ -5,8 +5,8 @@ namespace FX_NS { namespace {
 template <class T> FX_INLINE bool tiled(int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t K, ptrdiff_t n, ptrdiff_t B) {
   return stored_as_is<T>(storage) && inner == 1 && m.cls == sizeof(T) && n == fx::LANES && B == fx::LANES && K <= fx::FEW && m.outer % (ptrdiff_t)sizeof(T) == 0;
 }
-// t[k * B + r] = number k of row i + r; lanes beyond n are 0
-template <class T> static void load_lanes(int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t K, ptrdiff_t i, ptrdiff_t n, ptrdiff_t B, T* t) {
+// t[k * S + r] = number k of row i + r; of B lanes those beyond n are 0
+template <class T> static void load_lanes(int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t K, ptrdiff_t i, ptrdiff_t n, ptrdiff_t B, ptrdiff_t S, T* t) {
   const ptrdiff_t item = item_size<T>(storage);
   if (tiled<T>(storage, m, inner, K, n, B)) {
     rows_to_lanes<T, fx::LANES>((const T*)(m.data + i * m.outer), m.outer / (ptrdiff_t)sizeof(T), K, t);
@@ -20,16 +20,16 @@ template <class T> static void load_lanes(int storage, const Matrix& m, ptrdiff_
   }
   for (ptrdiff_t r0 = 0; r0 < n;) {
     const Run run = run_at(m, inner, i + r0, n - r0);
-    if (run.stride == item) for (ptrdiff_t k = 0; k < K; k++) widen_run(storage, run.at + k * m.cls, run.count, t + k * B + r0);
+    if (run.stride == item) for (ptrdiff_t k = 0; k < K; k++) widen_run(storage, run.at + k * m.cls, run.count, t + k * S + r0);
     else
       for (ptrdiff_t r = 0; r < run.count; r++)
-        for (ptrdiff_t k = 0; k < K; k++) t[k * B + r0 + r] = number_at<T>(storage, run.at + r * run.stride + k * m.cls);
+        for (ptrdiff_t k = 0; k < K; k++) t[k * S + r0 + r] = number_at<T>(storage, run.at + r * run.stride + k * m.cls);
     r0 += run.count;
   }
-  if (n < B) for (ptrdiff_t k = 0; k < K; k++) for (ptrdiff_t r = n; r < B; r++) t[k * B + r] = 0;
+  if (n < B) for (ptrdiff_t k = 0; k < K; k++) for (ptrdiff_t r = n; r < B; r++) t[k * S + r] = 0;
 }
 // `past`: past the cache, where pieces of memory are long enough; then finish_stream()
-template <class T> static void store_lanes(int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t K, ptrdiff_t i, ptrdiff_t n, ptrdiff_t B, const T* t, bool past) {
+template <class T> static void store_lanes(int storage, const Matrix& m, ptrdiff_t inner, ptrdiff_t K, ptrdiff_t i, ptrdiff_t n, ptrdiff_t B, ptrdiff_t S, const T* t, bool past) {
   const ptrdiff_t item = item_size<T>(storage);
   if (tiled<T>(storage, m, inner, K, n, B)) {
     lanes_to_rows<T, fx::LANES>(t, (T*)(m.data + i * m.outer), m.outer / (ptrdiff_t)sizeof(T), K);
@@ -43,11 +43,11 @@ template <class T> static void store_lanes(int storage, const Matrix& m, ptrdiff
   }
   for (ptrdiff_t r0 = 0; r0 < n;) {
     const Run run = run_at(m, inner, i + r0, n - r0);
-    if (run.stride == item && past && stored_as_is<T>(storage)) for (ptrdiff_t k = 0; k < K; k++) stream((const char*)(t + k * B + r0), run.at + k * m.cls, run.count * item);
-    else if (run.stride == item) for (ptrdiff_t k = 0; k < K; k++) narrow_run(storage, t + k * B + r0, run.count, run.at + k * m.cls);
+    if (run.stride == item && past && stored_as_is<T>(storage)) for (ptrdiff_t k = 0; k < K; k++) stream((const char*)(t + k * S + r0), run.at + k * m.cls, run.count * item);
+    else if (run.stride == item) for (ptrdiff_t k = 0; k < K; k++) narrow_run(storage, t + k * S + r0, run.count, run.at + k * m.cls);
     else
       for (ptrdiff_t r = 0; r < run.count; r++)
-        for (ptrdiff_t k = 0; k < K; k++) number_to(storage, t[k * B + r0 + r], run.at + r * run.stride + k * m.cls);
+        for (ptrdiff_t k = 0; k < K; k++) number_to(storage, t[k * S + r0 + r], run.at + r * run.stride + k * m.cls);
     r0 += run.count;
   }
 }
@@ -64,11 +64,11 @@ template <bool WRITE> FX_INLINE void ask_for(const Matrix& m, ptrdiff_t inner, p
 template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out, const ptrdiff_t B) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef Num<T> C; typedef typename C::I I;
   enum { N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, FLUSH = 128, MOST = fx::MOST_LANES };
-  const ptrdiff_t K = a->classes, step = B / N, item = item_size<T>(a->storage); const T inf = T(__builtin_inf()), eps = T(__builtin_ldexp(1., -C::mant));
+  const ptrdiff_t K = a->classes, S = fx::lane_stride(B), step = S / N, item = item_size<T>(a->storage); const T inf = T(__builtin_inf()), eps = T(__builtin_ldexp(1., -C::mant));
   const Target<T> target(a); const T zeta = target.zeta, beta = target.beta, alpha = target.alpha, top_share = target.top;
   const T* const w = target.w; const T* const bias = (const T*)a->bias; const T inverse = T(1 / a->temperature);
   const bool soft = GENERAL && a->soft.data;
-  T* const t = (T*)scratch; T* const ts = t + K * B; T* const hs = ts + (soft ? K * B : 0);
+  T* const t = (T*)scratch; T* const ts = t + K * S; T* const hs = ts + (soft ? K * S : 0);
   alignas(64) T weight[MOST], wy[MOST], L[MOST], LSE[MOST]; alignas(64) I yi[MOST]; int64_t y[MOST];
   double total = 0; const bool streamed = a->stream && a->grad.outer == K * item; const ptrdiff_t ahead = rows_ahead(K * item, B);
   for (ptrdiff_t i0 = begin; i0 < end; i0 += B) {
@@ -77,8 +77,11 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
     for (ptrdiff_t r = nb; r < B; r++) { y[r] = 0; weight[r] = 0; }
     ask_for<false>(a->logits, a->inner, K * item, i0 + ahead, B, end);
     if (a->grad.data && !streamed) ask_for<true>(a->grad, a->inner, K * item, i0 + ahead, B, end);
-    load_lanes<T>(a->storage, a->logits, a->inner, K, i0, nb, B, t);
-    if (soft) load_lanes<T>(sizeof(T) == 8 ? fx::DOUBLE : fx::FLOAT, a->soft, a->inner, K, i0, nb, B, ts);
+    load_lanes<T>(a->storage, a->logits, a->inner, K, i0, nb, B, S, t);
+    // Pieces of classes for the next group, which the hardware's prefetcher does not follow from one to the other
+    const Run later = run_at(a->logits, a->inner, i0 + nb < end ? i0 + nb : i0, nb);
+    const char* const next = later.stride == item ? later.at : (const char*)t; const ptrdiff_t next_cls = later.stride == item ? a->logits.cls : 0;
+    if (soft) load_lanes<T>(sizeof(T) == 8 ? fx::DOUBLE : fx::FLOAT, a->soft, a->inner, K, i0, nb, B, S, ts);
     for (ptrdiff_t r = 0; r < B; r++) { yi[r] = soft ? (I)-1 : (I)y[r]; wy[r] = w && !soft ? w[y[r]] : T(1); }
     IV unlimited = ~IV{};
     for (ptrdiff_t r = 0; r < B; r += N) {
@@ -99,6 +102,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
 #pragma GCC unroll 4
           for (int c = 0; c < CH; c++) {
             const V u = col[(k + c) * step], e = exp_of<T>(u, sh);
+            __builtin_prefetch(next + (k + c) * next_cls + r * item, 0, 2);
             if (GENERAL) {
               if (soft) {
                 const V tk = goal[(k + c) * step], q = (tk * alpha + beta) * (w ? w[k + c] : T(1)), far = m - u;
@@ -174,16 +178,16 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
       for (ptrdiff_t r = 0; r < nb; r++) {
         const T u = LSE[r];
         if (!(u > -inf && u < inf))
-          L[r] = limit_row<T>(a, target, i0 + r, soft ? -1 : y[r], weight[r], a->grad.data ? t + r : 0, a->hess.data ? hs + r : 0, B, LSE + r);
+          L[r] = limit_row<T>(a, target, i0 + r, soft ? -1 : y[r], weight[r], a->grad.data ? t + r : 0, a->hess.data ? hs + r : 0, S, LSE + r);
       }
     if (a->grad.data) {
       if (streamed && tiled<T>(a->storage, a->grad, a->inner, K, nb, B)) {
-        T* const flat = hs + (a->hess.data ? K * B : 0);
+        T* const flat = hs + (a->hess.data ? K * S : 0);
         lanes_to_rows<T, fx::LANES>(t, flat, K, K);
         stream((const char*)flat, a->grad.data + i0 * a->grad.outer, nb * K * item);
-      } else store_lanes<T>(a->storage, a->grad, a->inner, K, i0, nb, B, t, a->stream);
+      } else store_lanes<T>(a->storage, a->grad, a->inner, K, i0, nb, B, S, t, a->stream);
     }
-    if (a->hess.data) store_lanes<T>(a->storage, a->hess, a->inner, K, i0, nb, B, hs, false);
+    if (a->hess.data) store_lanes<T>(a->storage, a->hess, a->inner, K, i0, nb, B, S, hs, false);
     Wide<T> sum;                                                        // lanes beyond nb weigh 0
     for (ptrdiff_t r = 0; r < B; r += N) sum.add(*(const V*)(L + r));
     total += sum.total();

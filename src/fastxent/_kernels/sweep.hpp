@@ -26,7 +26,7 @@ template <class T> FX_INLINE Chunk<T> chunk_of(int storage, const Run& run, ptrd
   if (stored_as_is<T>(storage) && run.count == span && cls % (ptrdiff_t)sizeof(T) == 0) return {(const T*)(run.at + k * cls), cls / (ptrdiff_t)sizeof(T), SWEPT * cls};
   for (ptrdiff_t c = 0; c < count; c++) {
     const char* const at = run.at + (k + c) * cls;
-    for (ptrdiff_t i = 0; i < run.count * item_size<T>(storage); i += 64) __builtin_prefetch(at + SWEPT * cls + i, 0, 3);
+    for (ptrdiff_t i = 0; i < run.count * item_size<T>(storage); i += 64) __builtin_prefetch(at + SWEPT * cls + i, 0, 2);
     widen_run(storage, at, run.count, buffer + c * span);
     for (ptrdiff_t r = run.count; r < span; r++) buffer[c * span + r] = 0;
   }
@@ -46,7 +46,7 @@ template <class T, bool FULL> FX_INLINE void sweep_sums(Swept<T>* s, const T* z,
   const V old = *(const V*)(s->m + r); V m = old;
 #pragma GCC unroll 16
   for (ptrdiff_t c = 0; c < n; c++) {
-    const T* const at = z + c * stride; __builtin_prefetch((const char*)at + ahead, 0, 3);
+    const T* const at = z + c * stride; __builtin_prefetch((const char*)at + ahead, 0, 2);
     u[c] = *(const Loose*)at; m = u[c] > m ? u[c] : m;
   }
   const IV higher = m > old; VShift<T> sh;
@@ -77,7 +77,7 @@ template <class T, bool SOME_DEAD, class Store> FX_INLINE void sweep_scale(
     const VShift<T> sh = shift_at(*s, r + i); const IV label = (IV)*(const Loose*)((const T*)s->yi + r + i) - (I)k;
     const V by = *(const Loose*)(s->by + r + i), gy = *(const Loose*)(s->gy + r + i), weight = *(const Loose*)(s->weight + r + i);
     for (ptrdiff_t c = 0; c < count; c++) {
-      const T* const at = z.at + c * z.stride + i; __builtin_prefetch((const char*)at + z.ahead, 0, 3);
+      const T* const at = z.at + c * z.stride + i; __builtin_prefetch((const char*)at + z.ahead, 0, 2);
       V g = exp_of<T>(*(const Loose*)at, sh) * by; g = label == (I)c ? gy : g;
       store(c, i, SOME_DEAD ? weight == T(0) ? V{} : g : g);
     }

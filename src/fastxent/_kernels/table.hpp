@@ -219,6 +219,8 @@ static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
   for (ptrdiff_t n = lanes; n > lanes / 2 && n >= LANES; n -= VECTOR) if (a->inner % n == 0) return n;
   return lanes;
 }
+// From class to class of such a group in the scratch: not a power of two, whose columns would share a few sets of the cache.
+static inline ptrdiff_t lane_stride(ptrdiff_t lanes) { return lanes > LANES ? lanes + VECTOR : lanes; }
 // Rows per block of work, about `numbers` in all: whole groups, and whole pieces of the inner axis where they are small.
 static inline ptrdiff_t rows_per_block(const SoftmaxRows* a, ptrdiff_t numbers) {
   const ptrdiff_t group = a->inner > 1 && in_lanes(a) ? lanes_of(a) : (ptrdiff_t)LANES;
@@ -230,7 +232,7 @@ static inline ptrdiff_t rows_per_block(const SoftmaxRows* a, ptrdiff_t numbers) 
 // Numbers of scratch that a kernel wants per thread.
 static inline ptrdiff_t scratch_of(const SoftmaxRows* a) {
   if (in_sweeps(a)) return SWEPT_SCRATCH + 4 * LANES * a->classes;
-  return in_lanes(a) ? 4 * lanes_of(a) * a->classes : a->classes <= MOST_BATCHED ? LANES * a->classes : 6 * (a->classes + 8);
+  return in_lanes(a) ? 4 * lane_stride(lanes_of(a)) * a->classes : a->classes <= MOST_BATCHED ? LANES * a->classes : 6 * (a->classes + 8);
 }
 // In double, up to eight rows at once: four arrays for a term, six for the system, two for each softmax, and the small system.
 static inline ptrdiff_t scratch_of(const Solve* a) {
