@@ -54,7 +54,7 @@ def draw(rows, path):
         )
     ax.axvline(1, color=INK, linewidth=1, linestyle=":", zorder=0)
     ax.text(1.03, len(rows) - 0.35, "one copy", color=INK, fontsize=9, va="center")
-    ax.set(xscale="log", xlim=(0.7, 75), ylim=(len(rows) - 0.1, -0.7))
+    ax.set(xscale="log", xlim=(0.7, 110), ylim=(len(rows) - 0.1, -0.7))
     ax.set_yticks(range(len(rows)), [spaced(logits) for logits, _, _ in rows])
     ax.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50]))
     ax.xaxis.set_minor_locator(NullLocator())
