@@ -810,7 +810,7 @@ def test_rows_leave_past_the_cache(option, dtype, n_classes, offset):
         n_classes - 20,
     )  # in the ends of a row, which are no whole lines, and beside them
     z = np.tile(rng.normal(size=n_classes + 1).astype(dtype), n)[: n * n_classes].reshape(n, n_classes)
-    z[5, 7], z[9] = np.nan, -np.inf  # rows that leave at once, between those that do not
+    z[5, 7], z[9], z[12, 3] = np.nan, -np.inf, np.inf  # the last two stand still between rows that leave
     options = {"sample_weight": rng.integers(0, 4, n).astype(dtype), "backend": "cpu", "reduction": "none"}
     if "smooth" in option:
         options["label_smoothing"] = 0.1

@@ -1,6 +1,6 @@
 // Softmax cross-entropy, rows [begin, end): the choice among the kernels, and the rest of the family in plain double.
 //
-// A row, while it stays in cache: (1) maximum; (2) e = exp(u - m) stored where the gradient will stand, with two sums,
+// A row, while it stays in cache: (1) maximum; (2) e = exp(u - m) stored, mostly where the gradient will stand, with two sums,
 // `rest` without the maximum and `all`; (3) scale.  `rest` and `all` find the number of ties and the sum without y, so the
 // maximum's place is never searched.  Expected: loss <= 4 ulp, gradient <= 4 (float), 6 (double) ulp for labels; sums over
 // rows are double.  By the shape: pairs.hpp (two classes), few.hpp (rows in registers), batch.hpp, wide.hpp; classes that are not contiguous: sweep.hpp, lanes.hpp (any layout).

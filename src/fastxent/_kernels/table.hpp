@@ -220,7 +220,7 @@ static inline ptrdiff_t lanes_of(const SoftmaxRows* a) {
   return lanes;
 }
 // From class to class of such a group in the scratch: not a power of two, whose columns would share a few sets of the cache.
-static inline ptrdiff_t lane_stride(ptrdiff_t lanes) { return lanes > LANES ? lanes + VECTOR : lanes; }
+static inline ptrdiff_t lane_stride(ptrdiff_t lanes) { return lanes > LANES && (lanes & (lanes - 1)) == 0 ? lanes + VECTOR : lanes; }
 // Rows per block of work, about `numbers` in all: whole groups, and whole pieces of the inner axis where they are small.
 static inline ptrdiff_t rows_per_block(const SoftmaxRows* a, ptrdiff_t numbers) {
   const ptrdiff_t group = a->inner > 1 && in_lanes(a) ? lanes_of(a) : (ptrdiff_t)LANES;
@@ -229,7 +229,7 @@ static inline ptrdiff_t rows_per_block(const SoftmaxRows* a, ptrdiff_t numbers) 
   if (group > LANES || step >= LANES) step = (step + group - 1) / group * group;
   return a->inner > 1 && step >= a->inner ? step / a->inner * a->inner : step;
 }
-// Numbers of scratch that a kernel wants per thread.
+// Numbers of scratch that a kernel wants per thread. Long rows (wide.hpp): up to three of them and two times Leaving::SPARE bytes.
 static inline ptrdiff_t scratch_of(const SoftmaxRows* a) {
   if (in_sweeps(a)) return SWEPT_SCRATCH + 4 * LANES * a->classes;
   return in_lanes(a) ? 4 * lane_stride(lanes_of(a)) * a->classes : a->classes <= MOST_BATCHED ? LANES * a->classes : 6 * (a->classes + 8);

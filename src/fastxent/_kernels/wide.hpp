@@ -20,7 +20,7 @@ template <class T> FX_INLINE typename Vec<T>::IV fresh_lanes(ptrdiff_t K) {
 // The exponentials leave memory idle: meanwhile lines of the row at `next`, in numbers of `item` bytes, and of e are asked for. The
 // hardware's prefetcher ends with each row's first sweep; without this a forward pass takes 1.2 to 1.4 times as long.
 //
-// `beside` is done for every vector of e.
+// `beside` is done with every vector of e but the last few of a row.
 template <class T, int MODE, bool STORE, bool FAR, class Beside> FX_INLINE void row_part(
     const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t j, ptrdiff_t stop, ptrdiff_t K, const typename Vec<T>::V last,
     const typename Vec<T>::IV fresh, const VShift<T>& sh, const typename Vec<T>::V mm, Parts<T>& o, const char* next, ptrdiff_t item, Beside& beside) {
@@ -123,7 +123,8 @@ template <class T, int MODE> FX_INLINE void row_scale(T* e, const T* goal, const
 // A gradient larger than the cache goes past it, each row while the exponentials of the next one are computed: memory is neither read for
 // lines that are written whole, nor idle.  From 400 classes on that takes 0.7 to 0.8 of the time (AMD Zen 4).
 //
-// A load waits for an earlier store whose address ends in the same 12 bits.  So a row leaves LAG lines behind the loads of the next, and
+// A load waits for an earlier store whose address ends in the same 12 bits.  So a row leaves LAG lines behind the loads of the next (its
+// lines mostly end as the logits' do), and
 // e lies 512 bytes or more from the logits and from the e that is leaving, modulo 4096.
 template <class T, int MODE> struct Leaving {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N, LINE = 64 / sizeof(T), LAG = 4, PAGE = 4096, SPARE = PAGE + 64, APART = 512 };
@@ -180,7 +181,7 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
   const Target<T> target(a); const T* const bias = (const T*)a->bias; const bool affine = bias || a->temperature != 1;
   const double zeta = a->z_loss, beta = target.beta;
   T* const zs = (T*)scratch; T* const es = zs + K; T* const hs = es + K; double total = 0;
-  const bool streamed = STREAMS && a->stream && direct && !a->hess.data && K * item >= PAST_FROM;
+  const bool streamed = STREAMS && a->stream && a->grad.data && direct && !a->hess.data && K * item >= PAST_FROM;
   Asking<T> asking; Leaving<T, MODE> leaving; char* room = (char*)(zs + K); char* other_room = room + K * item + Leaving<T, MODE>::SPARE;
   for (ptrdiff_t i0 = begin; i0 < end; i0 += GROUP) {
     const ptrdiff_t nb = end - i0 < GROUP ? end - i0 : GROUP;
@@ -197,8 +198,8 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         continue;
       }
       const T* z = (const T*)zp; T* const h = !hp ? 0 : direct ? (T*)hp : hs; const bool past = streamed && (size_t)gp % sizeof(T) == 0;
-      if (past && (size_t)(gp + K * item) % 64) __builtin_prefetch(gp + K * item - 1, 1);     // the one line that is not written whole
-      T* const e = !gp ? h : past ? leaving.place(room, zp) : direct ? (T*)gp : es;
+      if (past && (size_t)(gp + K * item) % 64) __builtin_prefetch(gp + K * item - 1, 1);     // its last line is shared with the row after
+      T* const e = !gp ? h : past ? leaving.place(room, affine ? (char*)zs : zp) : direct ? (T*)gp : es;
       const T* const goal = MODE >= SOFT ? (const T*)run_at(a->soft, a->inner, i0 + r, 1).at : 0;
       if (!direct || affine) {
         widen_run(a->storage, zp, K, zs);
