@@ -5,56 +5,25 @@ namespace FX_NS { namespace {
 // Labels and weights are taken, and gradients handed on, a block of rows at a time; a block's gradients stay in the first-level cache.
 // batch.hpp is the quicker one the sooner the shorter a vector is, with a gradient earlier than without: it need not transpose that back.
 // One limit for both, so that a loss has the same bits with its gradient and alone.
-enum { FEW_ROWS = 128, FEW_NUMBERS = 2048, MOST_COLUMNS = FX_BYTES == 64 ? 56 : FX_BYTES == 32 ? 32 : 24, MOST_KNOWN = 10 };
+enum { FEW_ROWS = 128, FEW_BYTES = 4096, MOST_COLUMNS = FX_BYTES == 64 ? 56 : FX_BYTES == 32 ? 32 : 24, MOST_KNOWN = 10 };
 
 // N rows of K numbers from z, K apart, as K columns.  Reads up to N - K numbers beyond them.
 template <class T, int K> FX_INLINE void columns_of(const T* z, ptrdiff_t k, typename Vec<T>::V* x) {
-  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  enum { N = Vec<T>::N };
   if constexpr (K == 0) {
     ptrdiff_t j = 0;
     for (; j + N <= k; j += N) tile<T>(z + j, k, (T*)(x + j), N);
     if (j < k) { j = k < N ? 0 : k - N; tile<T>(z + j, k, (T*)(x + j), N); }
-  } else if constexpr (K <= 4) {
-    alignas(64) T t[K * N]; unzip<K, T, N>(z, t);
-    for (int k = 0; k < K; k++) x[k] = *(const V*)(t + k * N);
-  } else if constexpr (2 * K <= N) {                                   // halves of vectors are rows: one stage less
-    typedef T H __attribute__((vector_size(FX_BYTES / 2))); H lo, hi;
-#pragma GCC unroll 8
-    for (int r = 0; r < N / 2; r++) {
-      __builtin_memcpy(&lo, z + r * K, sizeof lo); __builtin_memcpy(&hi, z + (r + N / 2) * K, sizeof hi);
-      x[r] = join(lo, hi, typename Make<N>::type());
-    }
-    Stage<N, N / 4, V, N / 2>::run(x);
-  } else {
-#pragma GCC unroll 16
-    for (int r = 0; r < N; r++) __builtin_memcpy(&x[r], z + r * K, sizeof(V));
-    Stage<N, N / 2, V>::run(x);
-  }
+  } else Weave<T, K>::to_columns(z, x);
 }
 // The way back; writes up to N - K numbers beyond the rows.  x is overwritten.
 template <class T, int K> FX_INLINE void rows_of(typename Vec<T>::V* x, ptrdiff_t k, T* g) {
-  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  enum { N = Vec<T>::N };
   if constexpr (K == 0) {
     ptrdiff_t j = 0;
     for (; j + N <= k; j += N) tile<T>((const T*)(x + j), N, g + j, k);
     if (j < k) { j = k < N ? 0 : k - N; tile<T>((const T*)(x + j), N, g + j, k); }
-  } else if constexpr (K <= 4) {
-    alignas(64) T t[K * N];
-    for (int k = 0; k < K; k++) *(V*)(t + k * N) = x[k];
-    zip<K, T, N>(t, g);
-  } else if constexpr (2 * K <= N) {
-    for (int k = K; k < N / 2; k++) x[k] = V{};
-    Stage<N, N / 4, V, N / 2>::run(x);
-#pragma GCC unroll 8
-    for (int r = 0; r < N / 2; r++) __builtin_memcpy(g + r * K, &x[r], sizeof(V) / 2);
-#pragma GCC unroll 8
-    for (int r = 0; r < N / 2; r++) __builtin_memcpy(g + (r + N / 2) * K, (const char*)&x[r] + sizeof(V) / 2, sizeof(V) / 2);
-  } else {
-    for (int k = K; k < N; k++) x[k] = V{};
-    Stage<N, N / 2, V>::run(x);
-#pragma GCC unroll 16
-    for (int r = 0; r < N; r++) __builtin_memcpy(g + r * K, &x[r], sizeof(V));
-  }
+  } else Weave<T, K>::to_rows(x, g);
 }
 
 // The maximum of K vectors; NaN may be lost.  In four chains, for a comparison waits for the one before.
@@ -70,22 +39,20 @@ template <class T, class V> FX_INLINE V highest(const V* x, ptrdiff_t K) {
   for (; k < K; k++) top[0] = at_least<T>(top[0], x[k]);
   return at_least<T>(at_least<T>(top[0], top[1]), at_least<T>(top[2], top[3]));
 }
-// The greatest of two or three exponentials, and the sum of the others; NaN stays in the sum.  The same bits as in any order.
-template <int K, class V> FX_INLINE void top_and_others(const V* e, V* top, V* others) {
-  const auto second = e[0] < e[1]; V high = second ? e[1] : e[0]; *others = second ? e[0] : e[1];
-  if constexpr (K == 3) { const auto third = high < e[2]; *others += third ? high : e[2]; high = third ? e[2] : high; }
-  *top = high;
-}
-// KNOWN: the number of classes, or 0
+// KNOWN: the number of classes, or 0.  A block goes through three short loops in the first-level cache: columns and their maximum, exponentials and
+// their sums, loss and gradient.  In one loop the chain from the logits to the gradient is longer than what the processor looks ahead.
 template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char*, BlockOut* out) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Num<T>::I I;
-  constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, COLUMNS = KNOWN ? N : (int)MOST_COLUMNS, SORTED = KNOWN == 2 || KNOWN == 3, FETCHED = KNOWN == 0 && MODE == LABEL, PAD = MODE == SOFT ? N * COLUMNS + N : 1;
-  const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = KNOWN || FEW_ROWS * K <= FEW_NUMBERS ? FEW_ROWS : FEW_NUMBERS / K / N * N;
+  constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, FETCHED = KNOWN == 0 && MODE == LABEL;
+  constexpr int MOST = FEW_BYTES / sizeof(T), NUMBERS = MOST + (KNOWN ? 0 : N * N);       // tiles fill N columns, also where classes are fewer
+  static_assert(MOST >= N * MOST_COLUMNS, "a block holds a vector of rows");
+  const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = FEW_ROWS * K <= MOST ? (ptrdiff_t)FEW_ROWS : MOST / K / N * N;
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
-  alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS], ratio[FEW_ROWS], g[FEW_NUMBERS + N], pad[N * COLUMNS + N], pad_soft[PAD], wide_z[FEW_NUMBERS + N];
-  alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0;
+  alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], M[FEW_ROWS], ZY[FEW_ROWS], EY[FEW_ROWS], TOP[FEW_ROWS], OTHERS[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS];
+  alignas(64) T x_of[NUMBERS], q_of[MODE == SOFT ? NUMBERS : 1], NEAR[MODE == LABEL ? 1 : FEW_ROWS], QS[MODE == SOFT ? FEW_ROWS : 1];
+  alignas(64) T g[NUMBERS + N], wide_z[NUMBERS + N], pad[N * MOST_COLUMNS + N], pad_soft[MODE == SOFT ? N * MOST_COLUMNS + N : 1];
+  alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0; VShift<T> shifts[FEW_ROWS / N];
   const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage), past = a->stream && as_is;
-  // The logarithms of a block after its gradients: in one loop each group of rows would wait for the long chain of the one before.
   const bool plain = MODE == LABEL && a->family == fx::CROSS_ENTROPY && a->z_loss == 0;
   const ptrdiff_t item = item_size<T>(a->storage), ahead = rows_ahead(K * item, N);
   for (ptrdiff_t i0 = begin; i0 < end; i0 += rows) {
@@ -97,42 +64,47 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     const char* const from = a->logits.data + i0 * K * item;
     if (!as_is) widen_run(a->storage, from, nb * K, wide_z);
     IV unlimited = ~IV{}; Wide<T> sum;
-    char* const to = gradient ? a->grad.data + i0 * K * item : 0; Outgoing sent = {(const char*)g, to, nb * K * item, 0};
-    for (ptrdiff_t r = 0; r < nb; r += N) {
+    for (ptrdiff_t r = 0; r < lanes; r += N) {
       const T* z = (as_is ? (const T*)from : wide_z) + r * K; const T* t = MODE == SOFT ? (const T*)a->soft.data + (i0 + r) * K : 0;
-      const char* const next = a->logits.data + (i0 + r + (i0 + r + ahead + N <= end ? ahead : 0)) * K * item;
       if (MODE != SOFT) ask_for_labels(a, i0 + r + 2 * FEW_ROWS, N, end);
-      const bool inside = (i0 + r + N) * K + (K < N ? N - K : 0) <= end * K;
+      const bool inside = KNOWN ? r + N <= nb : (i0 + r + N) * K + (K < N ? N - K : 0) <= end * K;
       if (__builtin_expect(!inside, 0)) {
         const ptrdiff_t left = (nb - r < N ? nb - r : N) * K;
-        for (ptrdiff_t i = 0; i < N * K + N; i++) pad[i] = i < left ? z[i] : T(0);
+        for (ptrdiff_t i = 0; i < N * K + (KNOWN ? 0 : N); i++) pad[i] = i < left ? z[i] : T(0);
         z = pad;
         if (MODE == SOFT) { for (ptrdiff_t i = 0; i < N * K + N; i++) pad_soft[i] = i < left ? t[i] : T(0); t = pad_soft; }
       }
-      V ey = {}, zy = {}, x[COLUMNS], q[MODE == SOFT ? COLUMNS : 1];
-      columns_of<T, KNOWN>(z, K, x);
-      if (MODE == SOFT) columns_of<T, KNOWN>(t, K, q);
-      const IV yv = *(const IV*)(yi + r); const V lv = *(const V*)(weight + r), wv = *(const V*)(wy + r);
-      const V m = highest<T>(x, K);
+      V* const x = (V*)(x_of + r * K); V c[KNOWN ? KNOWN : 1], zy = {};
+      if constexpr (KNOWN != 0) { columns_of<T, KNOWN>(z, K, c); for (int k = 0; k < KNOWN; k++) x[k] = c[k]; } else columns_of<T, 0>(z, K, x);
+      if (MODE == SOFT) columns_of<T, KNOWN>(t, K, (V*)(q_of + r * K));
+      const V m = highest<T>(KNOWN ? c : x, K);
       unlimited &= (m > -inf) & (m < inf);
-      const VShift<T> sh = shift_of_lanes<T>(m);
       if (FETCHED) {
         alignas(64) T own[N];
 #pragma GCC unroll 16
         for (int i = 0; i < N; i++) own[i] = z[i * K + y[r + i]];
-        zy = *(const V*)own; ey = exp_of<T>(zy, sh);
+        zy = *(const V*)own;
+      } else if (MODE != SOFT) {
+        const IV yv = *(const IV*)(yi + r);
+#pragma GCC unroll 10
+        for (ptrdiff_t k = 0; k < K; k++) zy = yv == (I)k ? (KNOWN ? c[k] : x[k]) : zy;
       }
-      V rests[CH] = {}, nears[CH] = {}, ties = {}, top = {}, Qs[CH] = {}; IV odd = {};
+      shifts[r / N] = shift_of_lanes<T>(m); *(V*)(M + r) = m; *(V*)(ZY + r) = zy;
+    }
+    for (ptrdiff_t r = 0; r < lanes; r += N) {
+      const char* const next = a->logits.data + (i0 + r + (i0 + r + ahead + N <= end ? ahead : 0)) * K * item;
+      const IV yv = *(const IV*)(yi + r); const V m = *(const V*)(M + r); const VShift<T> sh = shifts[r / N];
+      V* const x = (V*)(x_of + r * K); V* const q = (V*)(q_of + (MODE == SOFT ? r * K : 0));
+      TopAndOthers<T> es[CH]; V ey = {}, nears[CH] = {}, Qs[CH] = {}; IV odd = {};
       auto column = [&](ptrdiff_t k, int c) __attribute__((always_inline)) {
         const V u = x[k], e = exp_of<T>(u, sh), far = m - u;
-        __builtin_prefetch(next + k * N * item);
+        __builtin_prefetch(next + k * N * item, 0, 2);
         if (MODE == SOFT) {
           odd |= ~is_share<T>(q[k]); q[k] = q[k] * alpha + beta;
           Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
-        } else if (!FETCHED) { zy = yv == (I)k ? u : zy; ey = yv == (I)k ? e : ey; }
+        } else if (!FETCHED) ey = yv == (I)k ? e : ey;
         if (MODE == SMOOTH) nears[c] += yv == (I)k ? V{} : far;
-        if (!SORTED) { top = u >= m ? e : top; ties += u >= m ? V{} + T(1) : V{}; rests[c] = add_below<T>(rests[c], e, u, m); }
-        x[k] = e;
+        es[c].add(e); x[k] = e;
       };
       ptrdiff_t k = 0;
 #pragma GCC unroll 8
@@ -142,42 +114,45 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       }
 #pragma GCC unroll 4
       for (; k < K; k++) column(k, 0);
-      V rest = rests[0], near = nears[0], Q = Qs[0];
-      for (int c = 1; c < CH; c++) { rest += rests[c]; near += nears[c]; Q += Qs[c]; }
+      for (int c = 1; c < CH; c++) { nears[0] += nears[c]; Qs[0] += Qs[c]; es[0].join(es[c]); }
+      if (FETCHED) ey = exp_of<T>(*(const V*)(ZY + r), sh);
+      *(V*)(EY + r) = ey; *(V*)(TOP + r) = es[0].top; *(V*)(OTHERS + r) = es[0].others;
+      if (MODE != LABEL) *(V*)(NEAR + r) = nears[0];
+      if (MODE == SOFT) {
+        *(V*)(QS + r) = Qs[0];
+        for (int i = 0; i < N; i++) if (odd[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
+      }
+    }
+    char* const to = gradient ? a->grad.data + i0 * K * item : 0; Outgoing sent = {(const char*)g, to, nb * K * item, 0};
+    for (ptrdiff_t r = 0; r < lanes; r += N) {
+      const IV yv = *(const IV*)(yi + r); const V lv = *(const V*)(weight + r), wv = *(const V*)(wy + r);
+      const V m = *(const V*)(M + r), zy = *(const V*)(ZY + r), ey = *(const V*)(EY + r), top = *(const V*)(TOP + r), others = *(const V*)(OTHERS + r);
+      V near = {}, Q = {};
+      if (MODE == SOFT) { near = *(const V*)(NEAR + r); Q = *(const V*)(QS + r); }
       if (MODE == SMOOTH) {
         const V own = V{} + target.top, far = m - zy;
-        Q = own + (T(target.weight_sum) - T(1)) * beta; near = near * beta + own * (own != T(0) ? far : V{});
+        Q = own + (T(target.weight_sum) - T(1)) * beta; near = *(const V*)(NEAR + r) * beta + own * (own != T(0) ? far : V{});
       }
-      V others;
-      if constexpr (SORTED) top_and_others<KNOWN>(x, &top, &others); else others = rest + (ties - T(1)) * top;
       Closed<T> row;
       if (plain) {
+        const V lg = log1p_of<T>(others / top), loss = wv * (lg + (wv != T(0) ? m - zy : V{}));
         row = close_gradients<T>(target, m, zy, ey, top, others, wv, lv);
-        *(V*)(ratio + r) = others / top; *(V*)(L + r) = wv != T(0) ? m - zy : V{}; *(V*)(LSE + r) = m;
-      } else {
-        row = close_rows<T, MODE == LABEL>(a, target, m, zy, ey, top, others, wv, lv, Q, near);
-        *(V*)(L + r) = row.loss; *(V*)(LSE + r) = row.lse; sum.add(row.loss);
-      }
+        row.lse = m + lg; row.loss = lv == T(0) ? V{} : loss * lv;
+      } else row = close_rows<T, MODE == LABEL>(a, target, m, zy, ey, top, others, wv, lv, Q, near);
+      *(V*)(L + r) = row.loss; *(V*)(LSE + r) = row.lse; sum.add(row.loss);
       if (gradient) {
+        V* const x = (V*)(x_of + r * K); const V* const q = (const V*)(q_of + (MODE == SOFT ? r * K : 0)); V c[KNOWN ? KNOWN : 1]; V* const d = KNOWN ? c : x;
         const V factor = lv * target.grad_scale;
 #pragma GCC unroll 16
         for (ptrdiff_t k = 0; k < K; k++) {
           const V by = x[k] * row.by;
-          x[k] = MODE == LABEL ? (yv == (I)k ? row.gy : by) : by - (MODE == SOFT ? q[k] : yv == (I)k ? V{} + target.top : V{} + beta) * factor;
+          d[k] = MODE == LABEL ? (yv == (I)k ? row.gy : by) : by - (MODE == SOFT ? q[k] : yv == (I)k ? V{} + target.top : V{} + beta) * factor;
         }
-        if (weighted) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) x[k] = dead ? V{} : x[k]; }
-        rows_of<T, KNOWN>(x, K, g + r * K);
+        if (weighted) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) d[k] = dead ? V{} : d[k]; }
+        rows_of<T, KNOWN>(d, K, g + r * K);
         if (KNOWN && past && r + N < nb) sent.some((r + N) * K * item);
       }
-      if (MODE == SOFT)
-        for (int i = 0; i < N; i++) if (odd[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
     }
-    if (plain)
-      for (ptrdiff_t r = 0; r < lanes; r += N) {
-        const V lv = *(const V*)(weight + r), wv = *(const V*)(wy + r), lg = log1p_of<T>(*(const V*)(ratio + r));
-        const V loss = wv * (lg + *(const V*)(L + r)), weighed = lv == T(0) ? V{} : loss * lv;
-        *(V*)(LSE + r) += lg; *(V*)(L + r) = weighed; sum.add(weighed);
-      }
     if (__builtin_expect(any_of(~unlimited), 0)) {
       for (ptrdiff_t r = 0; r < nb; r++)
         if (!(LSE[r] > -inf && LSE[r] < inf))

@@ -93,9 +93,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
       for (ptrdiff_t k = 0; k < K; k++) { const V u = col[k * step]; m = u > m ? u : m; zy = yv == (I)k ? u : zy; }
       unlimited &= (m > -inf) & (m < inf);
       const VShift<T> sh = shift_of_lanes<T>(m);
-      V rest[CH] = {}, all[CH] = {}, As[CH] = {}, Qs[CH] = {}; IV odd = {};
-      double wide_rest[N], wide_all[N]; ptrdiff_t k = 0;
-      for (int i = 0; i < N; i++) wide_rest[i] = wide_all[i] = 0;
+      TopAndOthers<T> es[CH]; V As[CH] = {}, Qs[CH] = {}; IV odd = {}; double wide[N] = {}; ptrdiff_t k = 0;
       while (k < K) {
         const ptrdiff_t stop = K - k > FLUSH ? k + FLUSH : K;
         for (; k + CH <= stop; k += CH) {
@@ -109,7 +107,7 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
                 odd |= ~is_share<T>(tk); Qs[c] += q; As[c] += q * (q != T(0) ? far : V{});
               } else if (!w || w[k + c] != 0) { As[c] += (yv == (I)(k + c) ? V{} : m - u) * (w ? w[k + c] : T(1)); }
             }
-            col[(k + c) * step] = e; rest[c] = add_below<T>(rest[c], e, u, m); all[c] += e;
+            col[(k + c) * step] = e; es[c].add(e);
           }
         }
         for (; k < stop; k++) {
@@ -120,23 +118,17 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
               odd |= ~is_share<T>(tk); Qs[0] += q; As[0] += q * (q != T(0) ? far : V{});
             } else if (!w || w[k] != 0) { As[0] += (yv == (I)k ? V{} : m - u) * (w ? w[k] : T(1)); }
           }
-          col[k * step] = e; rest[0] = add_below<T>(rest[0], e, u, m); all[0] += e;
+          col[k * step] = e; es[0].add(e);
         }
-        if (K > FLUSH) {
-          for (int c = 1; c < CH; c++) { rest[0] += rest[c]; all[0] += all[c]; rest[c] = all[c] = V{}; }
-          for (int i = 0; i < N; i++) { wide_rest[i] += rest[0][i]; wide_all[i] += all[0][i]; }
-          rest[0] = all[0] = V{};
-        }
+        for (int c = 1; c < CH; c++) { es[0].join(es[c]); es[c] = TopAndOthers<T>(); }
+        if (K > FLUSH) { for (int i = 0; i < N; i++) wide[i] += es[0].others[i]; es[0].others = V{}; }
       }
-      if (K > FLUSH) for (int i = 0; i < N; i++) { rest[0][i] = T(wide_rest[i]); all[0][i] = T(wide_all[i]); }
-      else for (int c = 1; c < CH; c++) { rest[0] += rest[c]; all[0] += all[c]; }
+      if (K > FLUSH) for (int i = 0; i < N; i++) es[0].others[i] = T(wide[i]);
       V A = As[0], Q = Qs[0];
       for (int c = 1; c < CH; c++) { A += As[c]; Q += Qs[c]; }
-      V top = {}, ey = {};
-      if (K <= 8) for (ptrdiff_t j = 0; j < K; j++) { const V e = col[j * step]; top = e > top ? e : top; ey = yv == (I)j ? e : ey; }   // cheaper than two more exps
-      else { top = exp_of<T>(m, sh); ey = exp_of<T>(zy, sh); }
-      const V ties = (((all[0] - rest[0]) / top) + C::magic) - C::magic;
-      const V others = rest[0] + (ties - T(1)) * top; V near = {};
+      const V top = es[0].top, others = es[0].others; V ey = {}, near = {};
+      if (K <= 8) for (ptrdiff_t j = 0; j < K; j++) ey = yv == (I)j ? col[j * step] : ey;   // cheaper than another exponential
+      else ey = exp_of<T>(zy, sh);
       if (soft) {
         near = A;
         for (int i = 0; i < N; i++) if (odd[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;

@@ -169,6 +169,27 @@ template <class T, class V> FX_INLINE V at_least(V d, V lo) {
   return d < lo ? lo : d;
 #endif
 }
+// d, or hi where d is more; NaN stays.
+template <class T, class V> FX_INLINE V at_most(V d, V hi) {
+#if FX_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_min_ps((__mmask16)-1, (__m512)hi, (__m512)d);
+  else return (V)_mm512_maskz_min_pd((__mmask8)-1, (__m512d)hi, (__m512d)d);
+#elif FX_BYTES == 32
+  if constexpr (sizeof(T) == 4) return (V)_mm256_min_ps((__m256)hi, (__m256)d);
+  else return (V)_mm256_min_pd((__m256d)hi, (__m256d)d);
+#elif defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return (V)_mm_min_ps((__m128)hi, (__m128)d);
+  else return (V)_mm_min_pd((__m128d)hi, (__m128d)d);
+#else
+  return d > hi ? hi : d;
+#endif
+}
+// The greatest of numbers that are not negative, and the sum of all others.  NaN goes into the sum and stays there.
+template <class T> struct TopAndOthers {
+  typename Vec<T>::V top = {}, others = {};
+  FX_INLINE_MEMBER void add(typename Vec<T>::V e) { others += at_most<T>(e, top); top = at_least<T>(top, e); }
+  FX_INLINE_MEMBER void join(const TopAndOthers& o) { others += o.others; add(o.top); }
+};
 // e^(u-m) * 2^guard.  The clamp is written so that NaN passes; exponents are unsigned, for the bits of a NaN may wrap.
 template <class T> FX_INLINE typename Vec<T>::V exp_of(typename Vec<T>::V u, const VShift<T>& s) {
   typedef Num<T> C; typedef typename Vec<T>::V V;
@@ -285,7 +306,13 @@ template <class T> struct Wide {
     __builtin_memcpy(p, &x, sizeof x);
     for (unsigned i = 0; i < 8 / sizeof(T); i++) parts[i] += doubles(p[i], D());
   }
-  double total() const { double s = 0; for (const D& d : parts) for (unsigned c = 0; c < FX_BYTES / 8; c++) s += d[c]; return s; }
+  double total() const {                                                 // in pairs: one after another, each waits for the one before
+    D s = parts[0]; double d[FX_BYTES / 8];
+    for (unsigned i = 1; i < 8 / sizeof(T); i++) s += parts[i];
+    for (unsigned c = 0; c < FX_BYTES / 8; c++) d[c] = s[c];
+    for (unsigned n = FX_BYTES / 16; n > 0; n /= 2) for (unsigned c = 0; c < n; c++) d[c] += d[c + n];
+    return d[0];
+  }
 };
 
 #if defined(__x86_64__)

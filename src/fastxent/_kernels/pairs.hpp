@@ -32,10 +32,10 @@ template <class T> static void pairs(const SoftmaxRows* a, ptrdiff_t begin, ptrd
     const char* const next = from + (i0 + nb + ahead <= end ? ahead : 0) * 2 * item;
     IV unlimited = ~IV{};
     for (ptrdiff_t r = 0; r < lanes; r += N) {
-      alignas(64) T t[2 * N]; unzip<2, T, N>(z + 2 * r, t);
-      __builtin_prefetch(next + 2 * r * item); __builtin_prefetch(next + (2 * r + N) * item);
+      V t[2]; Weave<T, 2>::to_columns(z + 2 * r, t);
+      __builtin_prefetch(next + 2 * r * item, 0, 2); __builtin_prefetch(next + (2 * r + N) * item, 0, 2);
       ask_for_labels(a, i0 + r + 2 * PAIRS, N, end);
-      const V first = *(const V*)t, second = *(const V*)(t + N);
+      const V first = t[0], second = t[1];
       const IV later = first < second, lesser = (*(const IV*)(yi + r) != 0) != later;      // the label is not the greater one
       const V top = later ? second : first, low = later ? first : second, d = top - low, back = top - d;
       const V lost = (top - (d + back)) - (low - back);
@@ -53,8 +53,8 @@ template <class T> static void pairs(const SoftmaxRows* a, ptrdiff_t begin, ptrd
         V G = wv * (far != T(0) ? V{} + T(1) / C::unguard : er) * (sizeof(T) == 8 ? per / (T(1) + at) : s.quotient);   // in double the shared division costs an ulp
         if (weighted) G = lv == T(0) ? V{} : G;
         const UV late = (UV)*(const IV*)(yi + r) << (int)(8 * sizeof(T) - 1);             // the label's gradient is the negative one
-        alignas(64) T t[2 * N]; *(V*)t = (V)((UV)G ^ late ^ sign); *(V*)(t + N) = (V)((UV)G ^ late);
-        zip<2, T, N>(t, g + 2 * r);
+        const V t[2] = {(V)((UV)G ^ late ^ sign), (V)((UV)G ^ late)};
+        Weave<T, 2>::to_rows(t, g + 2 * r);
         if (past && r + N < nb) sent.some(2 * (r + N) * item);
       }
     }

@@ -2,10 +2,6 @@
 // Copying a block through a buffer, or masked moves, is 1.5 to 2.6 times slower than moves that overrun.
 namespace FX_NS { namespace {
 
-template <int... k> struct Seq {};
-template <int n, int... k> struct Make : Make<n - 1, n - 1, k...> {};
-template <int... k> struct Make<0, k...> { typedef Seq<k...> type; };
-
 template <int N, int S, class V, int... k> FX_INLINE void exchange(V& a, V& b, Seq<k...>) {
   const V lo = __builtin_shufflevector(a, b, ((k & S) == 0 ? k : N + k - S)...);
   const V hi = __builtin_shufflevector(a, b, ((k & S) == 0 ? k + S : N + k)...);
@@ -46,22 +42,34 @@ template <class T> FX_INLINE typename Vec<T>::V fold_max(typename Vec<T>::V* x) 
   return x[0];
 }
 
-// N x N numbers at `from` (rows `fs` apart) transposed to `to` (rows `ts` apart)
+// N x N numbers at `from` (rows `fs` apart) transposed to `to` (rows `ts` apart).  Stages that move 16 bytes and more are done by loading so
+// many at a time: what that inserts into a vector costs less than a permutation.
+template <class T, int c> FX_INLINE auto pieces(const T* from, ptrdiff_t apart) {
+  if constexpr (c == 1) { typedef T Piece __attribute__((vector_size(16))); Piece x; __builtin_memcpy(&x, from, sizeof x); return x; }
+  else return join(pieces<T, c / 2>(from, apart), pieces<T, c / 2>(from + c / 2 * apart, apart), typename Make<c * 16 / sizeof(T)>::type());
+}
 template <class T> FX_INLINE void tile(const T* from, ptrdiff_t fs, T* to, ptrdiff_t ts) {
-  typedef typename Vec<T>::V V; enum { N = Vec<T>::N }; V x[N];
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N, P = 16 / sizeof(T) }; V x[N];
 #pragma GCC unroll 16
-  for (int r = 0; r < N; r++) __builtin_memcpy(&x[r], from + r * fs, sizeof(V));
-  Stage<N, N / 2, V>::run(x);
+  for (int r = 0; r < N; r++) x[r] = pieces<T, N / P>(from + r % P * fs + r / P * P, P * fs);
+  Stage<N, P / 2, V>::run(x);
 #pragma GCC unroll 16
   for (int c = 0; c < N; c++) __builtin_memcpy(to + c * ts, &x[c], sizeof(V));
 }
 template <int K, class T, int B> FX_INLINE void unzip(const T* flat, T* t) {
-#pragma omp simd
-  for (int r = 0; r < B; r++) for (int j = 0; j < K; j++) t[j * B + r] = flat[r * K + j];
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  for (int r = 0; r < B; r += N) {
+    V x[K]; Weave<T, K>::to_columns(flat + r * K, x);
+    for (int j = 0; j < K; j++) *(V*)(t + j * B + r) = x[j];
+  }
 }
 template <int K, class T, int B> FX_INLINE void zip(const T* t, T* flat) {
-#pragma omp simd
-  for (int r = 0; r < B; r++) for (int j = 0; j < K; j++) flat[r * K + j] = t[j * B + r];
+  typedef typename Vec<T>::V V; enum { N = Vec<T>::N };
+  for (int r = 0; r < B; r += N) {
+    V x[K];
+    for (int j = 0; j < K; j++) x[j] = *(const V*)(t + j * B + r);
+    Weave<T, K>::to_rows(x, flat + r * K);
+  }
 }
 
 // B rows of K contiguous numbers, `zs` apart, to t[K][B]
