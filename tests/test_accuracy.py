@@ -75,6 +75,23 @@ def test_softmax_without_confident_shortcut(backend, dtype, n_rows, n_classes):
     assert reference.worst(grad.T, truth.grad) <= GRADIENT[dtype]
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 7, 10, 26, 34, 40, 56, 70, 100, 200])
+def test_equal_logits(backend, dtype, n_classes):
+    """Equal exponentials, whose sum one after another would lose digits all in one direction."""
+    values = np.random.default_rng(0).uniform(-250, 250, 60).astype(dtype)
+    z = np.tile(values[:, None], n_classes)
+    y = np.arange(60) % n_classes
+    truth = np.full(z.shape, 1 / mp.mpf(n_classes), object)
+    truth[np.arange(60), y] -= 1
+    few = n_classes <= 40
+    for axis, given in ((1, z), (0, np.ascontiguousarray(z.T))):
+        losses, grad = fx.softmax_cross_entropy_with_grad(
+            given, y, axis=axis, reduction="none", backend=backend
+        )
+        assert reference.worst(losses, np.full(60, mp.log(n_classes), object)) <= (4 if few else 8)
+        assert reference.worst(grad if axis == 1 else grad.T, truth) <= (GRADIENT[dtype] if few else 8)
+
+
 @functools.cache
 def wide_truth(dtype, n_classes):
     """One row of few distinct values (so that few exponentials need mpmath), in random order."""

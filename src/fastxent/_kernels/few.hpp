@@ -1,5 +1,5 @@
 // Softmax rows of few classes, N rows at once, lanes are rows: rows that lie one after another in memory, loss and
-// gradient.  For labels of up to MOST_KNOWN classes their number is a template's argument: loops unroll, no column goes through memory.
+// gradient.  For labels of up to MOST_KNOWN classes (or N, if that is less) their number is a template's argument, and loops unroll.
 namespace FX_NS { namespace {
 
 // Labels and weights are taken, and gradients handed on, a block of rows at a time; a block's gradients stay in the first-level cache.
@@ -7,7 +7,8 @@ namespace FX_NS { namespace {
 // One limit for both, so that a loss has the same bits with its gradient and alone.
 enum { FEW_ROWS = 128, FEW_BYTES = 4096, MOST_COLUMNS = FX_BYTES == 64 ? 56 : FX_BYTES == 32 ? 32 : 24, MOST_KNOWN = 10 };
 
-// N rows of K numbers from z, K apart, as K columns.  Reads up to N - K numbers beyond them.
+// N rows of K numbers from z, K apart, as K columns.  With K = 0, k classes: then fewer than N of them read N - k numbers beyond the
+// last row, and write N columns.
 template <class T, int K> FX_INLINE void columns_of(const T* z, ptrdiff_t k, typename Vec<T>::V* x) {
   enum { N = Vec<T>::N };
   if constexpr (K == 0) {
@@ -16,8 +17,8 @@ template <class T, int K> FX_INLINE void columns_of(const T* z, ptrdiff_t k, typ
     if (j < k) { j = k < N ? 0 : k - N; tile<T>(z + j, k, (T*)(x + j), N); }
   } else Weave<T, K>::to_columns(z, x);
 }
-// The way back; writes up to N - K numbers beyond the rows.  x is overwritten.
-template <class T, int K> FX_INLINE void rows_of(typename Vec<T>::V* x, ptrdiff_t k, T* g) {
+// The way back, with the same overrun.
+template <class T, int K> FX_INLINE void rows_of(const typename Vec<T>::V* x, ptrdiff_t k, T* g) {
   enum { N = Vec<T>::N };
   if constexpr (K == 0) {
     ptrdiff_t j = 0;
@@ -39,18 +40,19 @@ template <class T, class V> FX_INLINE V highest(const V* x, ptrdiff_t K) {
   for (; k < K; k++) top[0] = at_least<T>(top[0], x[k]);
   return at_least<T>(at_least<T>(top[0], top[1]), at_least<T>(top[2], top[3]));
 }
-// KNOWN: the number of classes, or 0.  A block goes through three short loops in the first-level cache: columns and their maximum, exponentials and
-// their sums, loss and gradient.  In one loop the chain from the logits to the gradient is longer than what the processor looks ahead.
+// KNOWN: the number of classes, or 0.  A block goes through three short loops in the first-level cache: columns and their maximum,
+// exponentials and their sums, loss and gradient.  In one loop the chain from the logits to the gradient is longer than what the
+// processor looks ahead.
 template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char*, BlockOut* out) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Num<T>::I I;
-  constexpr int N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, FETCHED = KNOWN == 0 && MODE == LABEL;
+  constexpr int N = Vec<T>::N, CH = KNOWN && KNOWN < CHAINS ? KNOWN : (int)CHAINS, FETCHED = KNOWN == 0 && MODE == LABEL;
   constexpr int MOST = FEW_BYTES / sizeof(T), NUMBERS = MOST + (KNOWN ? 0 : N * N);       // tiles fill N columns, also where classes are fewer
   static_assert(MOST >= N * MOST_COLUMNS, "a block holds a vector of rows");
   const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = FEW_ROWS * K <= MOST ? (ptrdiff_t)FEW_ROWS : MOST / K / N * N;
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
   alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], M[FEW_ROWS], ZY[FEW_ROWS], EY[FEW_ROWS], TOP[FEW_ROWS], OTHERS[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS];
   alignas(64) T x_of[NUMBERS], q_of[MODE == SOFT ? NUMBERS : 1], NEAR[MODE == LABEL ? 1 : FEW_ROWS], QS[MODE == SOFT ? FEW_ROWS : 1];
-  alignas(64) T g[NUMBERS + N], wide_z[NUMBERS + N], pad[N * MOST_COLUMNS + N], pad_soft[MODE == SOFT ? N * MOST_COLUMNS + N : 1];
+  alignas(64) T g[MOST + N], wide_z[MOST + N], pad[N * (KNOWN ? KNOWN : (int)MOST_COLUMNS) + N], pad_soft[MODE == SOFT ? N * MOST_COLUMNS + N : 1];
   alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0; VShift<T> shifts[FEW_ROWS / N];
   const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage), past = a->stream && as_is;
   const bool plain = MODE == LABEL && a->family == fx::CROSS_ENTROPY && a->z_loss == 0;

@@ -63,7 +63,7 @@ template <bool WRITE> FX_INLINE void ask_for(const Matrix& m, ptrdiff_t inner, p
 
 template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out, const ptrdiff_t B) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef Num<T> C; typedef typename C::I I;
-  enum { N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2, FLUSH = 128, MOST = fx::MOST_LANES };
+  enum { N = Vec<T>::N, CH = CHAINS, FLUSH = 64, MOST = fx::MOST_LANES };
   const ptrdiff_t K = a->classes, S = fx::lane_stride(B), step = S / N, item = item_size<T>(a->storage); const T inf = T(__builtin_inf()), eps = T(__builtin_ldexp(1., -C::mant));
   const Target<T> target(a); const T zeta = target.zeta, beta = target.beta, alpha = target.alpha, top_share = target.top;
   const T* const w = target.w; const T* const bias = (const T*)a->bias; const T inverse = T(1 / a->temperature);
@@ -93,7 +93,8 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
       for (ptrdiff_t k = 0; k < K; k++) { const V u = col[k * step]; m = u > m ? u : m; zy = yv == (I)k ? u : zy; }
       unlimited &= (m > -inf) & (m < inf);
       const VShift<T> sh = shift_of_lanes<T>(m);
-      TopAndOthers<T> es[CH]; V As[CH] = {}, Qs[CH] = {}; IV odd = {}; double wide[N] = {}; ptrdiff_t k = 0;
+      TopAndOthers<T> es[CH]; V As[CH] = {}, Qs[CH] = {}; IV odd = {};
+      double sums[N] = {}; ptrdiff_t k = 0;
       while (k < K) {
         const ptrdiff_t stop = K - k > FLUSH ? k + FLUSH : K;
         for (; k + CH <= stop; k += CH) {
@@ -121,9 +122,9 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
           col[k * step] = e; es[0].add(e);
         }
         for (int c = 1; c < CH; c++) { es[0].join(es[c]); es[c] = TopAndOthers<T>(); }
-        if (K > FLUSH) { for (int i = 0; i < N; i++) wide[i] += es[0].others[i]; es[0].others = V{}; }
+        if (K > FLUSH) { for (int i = 0; i < N; i++) sums[i] += es[0].others[i]; es[0].others = V{}; }
       }
-      if (K > FLUSH) for (int i = 0; i < N; i++) es[0].others[i] = T(wide[i]);
+      if (K > FLUSH) for (int i = 0; i < N; i++) es[0].others[i] = T(sums[i]);
       V A = As[0], Q = Qs[0];
       for (int c = 1; c < CH; c++) { A += As[c]; Q += Qs[c]; }
       const V top = es[0].top, others = es[0].others; V ey = {}, near = {};

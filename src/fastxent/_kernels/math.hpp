@@ -184,7 +184,9 @@ template <class T, class V> FX_INLINE V at_most(V d, V hi) {
   return d > hi ? hi : d;
 #endif
 }
-// The greatest of numbers that are not negative, and the sum of all others.  NaN goes into the sum and stays there.
+// The greatest of numbers that are not negative, and the sum of all others.  NaN goes into the sum and stays there.  In CHAINS of them:
+// equal numbers added one after another lose digits all in one direction, and an addition waits for the one before.
+enum { CHAINS = 4 };
 template <class T> struct TopAndOthers {
   typename Vec<T>::V top = {}, others = {};
   FX_INLINE_MEMBER void add(typename Vec<T>::V e) { others += at_most<T>(e, top); top = at_least<T>(top, e); }

@@ -61,7 +61,7 @@ template <class T> static __attribute__((noinline)) void take_rows(const Softmax
   else for (ptrdiff_t r = 0; r < n; r++) weight[r] = 1;
   if (!a->labels.data) { for (ptrdiff_t r = 0; r < n; r++) y[r] = 0; out->counted += n; return; }
   load_labels(a, i, n, y);
-  const int64_t K = a->classes, ignore = a->ignore, has = a->has_ignore; int64_t skipped = 0; uint64_t most = 0;
+  const int64_t K = a->classes, ignore = a->ignore; const bool has = a->has_ignore; int64_t skipped = 0; uint64_t most = 0;
   for (ptrdiff_t r = 0; r < n; r++) most = (uint64_t)y[r] > most ? (uint64_t)y[r] : most;
   if (has) for (ptrdiff_t r = 0; r < n; r++) skipped += y[r] == ignore;
   if (skipped || most >= (uint64_t)K) {

@@ -7,15 +7,14 @@ template <int N, int S, class V, int... k> FX_INLINE void exchange(V& a, V& b, S
   const V hi = __builtin_shufflevector(a, b, ((k & S) == 0 ? k + S : N + k)...);
   a = lo; b = hi;
 }
-// The first M vectors of N numbers; with M = N / 2, each half of a vector is a row of its own.
-template <int N, int S, class V, int M = N> struct Stage {
+template <int N, int S, class V> struct Stage {
   static FX_INLINE_MEMBER void run(V* x) {
 #pragma GCC unroll 16
-    for (int i = 0; i < M; i++) if ((i & S) == 0) exchange<N, S>(x[i], x[i + S], typename Make<N>::type());
-    Stage<N, S / 2, V, M>::run(x);
+    for (int i = 0; i < N; i++) if ((i & S) == 0) exchange<N, S>(x[i], x[i + S], typename Make<N>::type());
+    Stage<N, S / 2, V>::run(x);
   }
 };
-template <int N, class V, int M> struct Stage<N, 0, V, M> { static FX_INLINE_MEMBER void run(V*) {} };
+template <int N, class V> struct Stage<N, 0, V> { static FX_INLINE_MEMBER void run(V*) {} };
 template <class H, int... k> FX_INLINE auto join(H lo, H hi, Seq<k...>) { return __builtin_shufflevector(lo, hi, k...); }
 
 // N vectors to one, whose lane i is the sum (or what `op` is) of vector i.  x is overwritten.
@@ -42,8 +41,8 @@ template <class T> FX_INLINE typename Vec<T>::V fold_max(typename Vec<T>::V* x) 
   return x[0];
 }
 
-// N x N numbers at `from` (rows `fs` apart) transposed to `to` (rows `ts` apart).  Stages that move 16 bytes and more are done by loading so
-// many at a time: what that inserts into a vector costs less than a permutation.
+// N x N numbers at `from` (rows `fs` apart) transposed to `to` (rows `ts` apart).  Stages that move 16 bytes and more are done by
+// loading so many at a time: what that inserts into a vector costs less than a permutation.
 template <class T, int c> FX_INLINE auto pieces(const T* from, ptrdiff_t apart) {
   if constexpr (c == 1) { typedef T Piece __attribute__((vector_size(16))); Piece x; __builtin_memcpy(&x, from, sizeof x); return x; }
   else return join(pieces<T, c / 2>(from, apart), pieces<T, c / 2>(from + c / 2 * apart, apart), typename Make<c * 16 / sizeof(T)>::type());

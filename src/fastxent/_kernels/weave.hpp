@@ -1,9 +1,10 @@
 // N rows of K numbers that lie one after another <-> K columns of N lanes, for small K known to the compiler.
 //
 // The rows are K vectors.  With G = gcd(K, N) they fall into G groups of K / G vectors, N / G whole rows each.  At a lane l of
-// a group's vectors stand the classes l modulo G, each once.  So blends, of which a processor does more at a time than permutations, bring
-// classes G q .. G q + G - 1 into one vector, and log2 G steps of permutations of two vectors (one of one vector where G = 1) put rows in order:
-// K (K / G - 1) blends and K log2 G permutations, for three classes 6 and 3, for ten 40 and 10, instead of 64 permutations through a square tile.
+// a group's vectors stand the classes l modulo G, each once.  So blends, of which a processor does more at a time than permutations,
+// bring classes G q .. G q + G - 1 into one vector, and log2 G steps of permutations of two vectors (one of one vector where G = 1) put
+// rows in order: K (K / G - 1) blends and K max(1, log2 G) permutations, with 16 lanes 6 and 3 for three classes, 40 and 10 for ten,
+// instead of 64 permutations through a square tile.
 namespace FX_NS { namespace {
 
 template <int... k> struct Seq {};
@@ -34,8 +35,8 @@ template <class T, int K> struct Weave {
     return x;
   }
 
-  // A set's vectors of groups, M groups to one: G / M vectors each, x[group * M + part]; a part has G / M classes, each in M * ROWS lanes in a
-  // row, at first (M = 1) as the groups have them.
+  // Of one set, a vector of each group to a vector of each class, by halves.  When M groups are one there are M parts of it,
+  // x[group * M + part]: a part has G / M classes, each in M * ROWS lanes in a row, at first (M = 1) as the groups have them.
   static constexpr int joined(int M, int h, int q, int l) {
     const int c = l / (2 * M * ROWS), rr = l % (2 * M * ROWS), r = rr % (M * ROWS), k = h * (G / (2 * M)) + c;
     return rr / (M * ROWS) * N + (M == 1 ? lane_of(r, G * q + k) : k * (M * ROWS) + r);
