@@ -98,7 +98,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       const IV yv = *(const IV*)(yi + r); const V m = *(const V*)(M + r); const VShift<T> sh = shifts[r / N];
       V* const x = (V*)(x_of + r * K); V* const q = (V*)(q_of + (MODE == SOFT ? r * K : 0));
       TopAndOthers<T> es[CH]; V ey = {}, nears[CH] = {}, Qs[CH] = {}; IV odd = {};
-      auto column = [&](ptrdiff_t k, int c) __attribute__((always_inline)) {
+      auto column = [&](ptrdiff_t k, int c, bool first) __attribute__((always_inline)) {
         const V u = x[k], e = exp_of<T>(u, sh), far = m - u;
         __builtin_prefetch(next + k * N * item, 0, 2);
         if (MODE == SOFT) {
@@ -106,22 +106,23 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
           Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
         } else if (!FETCHED) ey = yv == (I)k ? e : ey;
         if (MODE == SMOOTH) nears[c] += yv == (I)k ? V{} : far;
-        es[c].add(e); x[k] = e;
+        if (first) es[c].top = e; else es[c].add(e);
+        x[k] = e;
       };
       ptrdiff_t k = 0;
 #pragma GCC unroll 8
       for (; k + CH <= K; k += CH) {
 #pragma GCC unroll 4
-        for (int c = 0; c < CH; c++) column(k + c, c);
+        for (int c = 0; c < CH; c++) column(k + c, c, KNOWN && k == 0);
       }
 #pragma GCC unroll 4
-      for (; k < K; k++) column(k, 0);
-      for (int c = 1; c < CH; c++) { nears[0] += nears[c]; Qs[0] += Qs[c]; es[0].join(es[c]); }
+      for (int c = 0; k < K; k++) column(k, KNOWN ? c++ : 0, false);
+      const TopAndOthers<T> all = joined<CH>(es);
       if (FETCHED) ey = exp_of<T>(*(const V*)(ZY + r), sh);
-      *(V*)(EY + r) = ey; *(V*)(TOP + r) = es[0].top; *(V*)(OTHERS + r) = es[0].others;
-      if (MODE != LABEL) *(V*)(NEAR + r) = nears[0];
+      *(V*)(EY + r) = ey; *(V*)(TOP + r) = all.top; *(V*)(OTHERS + r) = all.others;
+      if (MODE != LABEL) *(V*)(NEAR + r) = joined<CH>(nears);
       if (MODE == SOFT) {
-        *(V*)(QS + r) = Qs[0];
+        *(V*)(QS + r) = joined<CH>(Qs);
         for (int i = 0; i < N; i++) if (odd[i] && r + i < nb && (out->bad < 0 || out->bad > i0 + r + i)) out->bad = i0 + r + i;
       }
     }

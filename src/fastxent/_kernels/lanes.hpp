@@ -121,12 +121,12 @@ template <class T, bool GENERAL> static void lanes(const SoftmaxRows* a, ptrdiff
           }
           col[k * step] = e; es[0].add(e);
         }
-        for (int c = 1; c < CH; c++) { es[0].join(es[c]); es[c] = TopAndOthers<T>(); }
+        es[0] = joined<CH>(es);
+        for (int c = 1; c < CH; c++) es[c] = TopAndOthers<T>();
         if (K > FLUSH) { for (int i = 0; i < N; i++) sums[i] += es[0].others[i]; es[0].others = V{}; }
       }
       if (K > FLUSH) for (int i = 0; i < N; i++) es[0].others[i] = T(sums[i]);
-      V A = As[0], Q = Qs[0];
-      for (int c = 1; c < CH; c++) { A += As[c]; Q += Qs[c]; }
+      V A = joined<CH>(As), Q = joined<CH>(Qs);
       const V top = es[0].top, others = es[0].others; V ey = {}, near = {};
       if (K <= 8) for (ptrdiff_t j = 0; j < K; j++) ey = yv == (I)j ? col[j * step] : ey;   // cheaper than another exponential
       else ey = exp_of<T>(zy, sh);

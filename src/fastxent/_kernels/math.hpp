@@ -190,8 +190,18 @@ enum { CHAINS = 4 };
 template <class T> struct TopAndOthers {
   typename Vec<T>::V top = {}, others = {};
   FX_INLINE_MEMBER void add(typename Vec<T>::V e) { others += at_most<T>(e, top); top = at_least<T>(top, e); }
-  FX_INLINE_MEMBER void join(const TopAndOthers& o) { others += o.others; add(o.top); }
 };
+// All of n chains as one, added in pairs: late additions, to a large sum, cost the most digits.  NaN goes into one of high and low.
+template <int n, class V> FX_INLINE V joined(const V* c) {
+  if constexpr (n == 1) return c[0]; else return joined<n / 2>(c) + joined<n - n / 2>(c + n / 2);
+}
+template <int n, class T> FX_INLINE TopAndOthers<T> joined(const TopAndOthers<T>* c) {
+  if constexpr (n == 1) return c[0];
+  else {
+    const TopAndOthers<T> a = joined<n / 2>(c), b = joined<n - n / 2>(c + n / 2);
+    return {at_least<T>(a.top, b.top), (a.others + b.others) + at_most<T>(b.top, a.top)};
+  }
+}
 // e^(u-m) * 2^guard.  The clamp is written so that NaN passes; exponents are unsigned, for the bits of a NaN may wrap.
 template <class T> FX_INLINE typename Vec<T>::V exp_of(typename Vec<T>::V u, const VShift<T>& s) {
   typedef Num<T> C; typedef typename Vec<T>::V V;
