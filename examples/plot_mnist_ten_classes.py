@@ -3,7 +3,7 @@ All ten digits: logistic regression and a network
 =================================================
 
 Softmax cross-entropy on all of MNIST. Logistic regression reads 92.6 % of the test images right, a network with one
-hidden layer of 256 units 98.2 % after 20 epochs.
+hidden layer of 256 units 98.3 % after 20 epochs.
 """
 
 import matplotlib.pyplot as plt

@@ -341,7 +341,14 @@ def mnist(data_folder):
 @pytest.mark.data
 def test_mnist_98_percent_after_20_epochs(mnist):
     X, X_test, y, y_test = mnist
-    model = MLPClassifier((256,), batch_size=64, max_iter=20, random_state=0).fit(X, y)
+    # At a constant rate the last steps are large: from seed to seed the score varies between 97.3 and 98.2 %.
+    options = {
+        "batch_size": 128,
+        "learning_rate": "cosine",
+        "learning_rate_init": 2e-3,
+        "n_iter_no_change": 20,
+    }
+    model = MLPClassifier((256,), max_iter=20, random_state=0, **options).fit(X, y)
     assert model.score(X_test, y_test) >= 0.98
 
 
