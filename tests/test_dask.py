@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import threading
 import time
 
 import numpy as np
@@ -284,6 +286,75 @@ def test_errors():
         model.fit(dX, dy, da.from_array(np.r_[np.ones(1535), -1.0], chunks=ROWS))
     with pytest.raises(ValueError, match=r"X: expected shape \(n_samples, 8\)"):
         model.fit(dX, dy).predict(dX[:, :4])
+
+
+# Ctrl-C ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def handled():
+    """Sets a handler of SIGINT; at the end the one that was there is back."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def fit_with_a_press(presses, at=60):
+    """A fit with Ctrl-C pressed amid Dask's scheduler, before a task; and how many presses it went on after."""
+    tasks, survived = [], []
+
+    def press(*_):
+        tasks.append(1)
+        for _ in range(presses if len(tasks) == at else 0):
+            signal.raise_signal(signal.SIGINT)
+            survived.append(len(tasks))
+
+    with dask.callbacks.Callback(pretask=press):
+        model = fxd.LogisticRegression(tol=1e-9).fit(*chunked(*problem()))
+    return model, len(survived)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
+def test_ctrl_c_is_answered_between_tasks(handled, scheduler):
+    """Inside the scheduler it could leave a lock of Dask's pool taken; a second one is answered wherever it comes."""
+    whole = fxd.LogisticRegression(tol=1e-9).fit(*chunked(*problem()))
+    assert whole.opt_result_.status == "converged"
+    handled(signal.default_int_handler)
+    with dask.config.set(scheduler=scheduler):
+        for presses in (1, 2):
+            model, survived = fit_with_a_press(presses)
+            assert (model.opt_result_.status, survived) == ("interrupted", 1)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):  # before there is a model
+            fit_with_a_press(1, at=1)
+        again, _ = fit_with_a_press(0)
+    assert np.array_equal(again.coef_, whole.coef_)
+
+
+def test_handlers_of_ctrl_c_that_return(handled):
+    """The caller's own handler is called once, with the signal and a frame; and a signal may be ignored."""
+    whole, _ = fit_with_a_press(0)
+    got = []
+    for handler in (lambda *received: got.append(received), signal.SIG_IGN):
+        handled(handler)
+        model, survived = fit_with_a_press(1)
+        assert survived == 1
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert np.array_equal(model.coef_, whole.coef_)
+    [(number, frame)] = got
+    assert number == signal.SIGINT
+    assert frame.f_code.co_name == "press"
+
+
+def test_fit_beside_the_main_thread():
+    """Where no handler can be set."""
+    whole, _ = fit_with_a_press(0)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(fit_with_a_press(0)[0]))
+    thread.start()
+    thread.join()
+    assert np.array_equal(found[0].coef_, whole.coef_)
 
 
 # The network ----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import dask.array as da
 import numpy as np
 
 from fastxent._blocks import Nodes, Reader, added, tree_total
+from fastxent.dask._interrupts import compute
 
 __all__ = ["Cluster", "Collections", "Scheduler", "current_client", "open_source", "pairwise"]
 
@@ -207,7 +208,7 @@ class Scheduler:
 
     def survey(self):
         """The `Survey` of all blocks."""
-        return _total(dask.compute(*(self._survey(i, block) for i, block in enumerate(self._blocks))))
+        return _total(compute(*(self._survey(i, block) for i, block in enumerate(self._blocks))))
 
     def prepare(self, recipe):
         """Take the recipe of the objectives."""
@@ -216,7 +217,7 @@ class Scheduler:
     def total(self, method, *args):
         """A method of all blocks, added along the tree."""
         run = dask.delayed(functools.partial(_one, self._recipe, method, args, self._num_threads), pure=False)
-        return pairwise(added, [run(number, block) for number, block in enumerate(self._blocks)]).compute()
+        return compute(pairwise(added, [run(number, block) for number, block in enumerate(self._blocks)]))[0]
 
 
 def _one(recipe, method, args, num_threads, number, block):

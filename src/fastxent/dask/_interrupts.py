@@ -1,0 +1,43 @@
+"""Ctrl-C while a scheduler of Dask's runs tasks in this process."""
+
+from __future__ import annotations
+
+import signal
+
+import dask
+from dask.callbacks import Callback
+
+__all__ = ["compute"]
+
+
+def compute(*tasks):
+    """``dask.compute(*tasks)`` that Ctrl-C ends when the next task begins or has ended; a second one ends it at once.
+
+    `KeyboardInterrupt` may be raised inside `threading.Condition`, whose lock is then never released: a thread of
+    Dask's pool that asks for it would wait forever, and with it every computation after this one.  So the handler of
+    SIGINT is called from a callback of Dask's, where no lock is held.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # ignored, or left to the system
+        return dask.compute(*tasks)
+    pressed = []
+
+    def hold(*received):
+        if pressed:
+            handler(*received)
+        pressed.append(received)
+
+    def answer(*_):
+        if pressed:
+            handler(*pressed.pop())
+
+    try:
+        signal.signal(signal.SIGINT, hold)
+    except ValueError:  # signals are the main thread's
+        return dask.compute(*tasks)
+    try:
+        # Of the five, those before and after a task
+        return dask.compute(*tasks, callbacks=[*Callback.active, (None, None, answer, answer, None)])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        answer()
