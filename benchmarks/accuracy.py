@@ -1,10 +1,14 @@
 """How many ulp off: losses and gradients of fastxent and of its peers against mpmath, as a markdown table.
 
     python benchmarks/accuracy.py [--only WORD]
+    python benchmarks/accuracy.py --rare
 
 The rows are those of tests/test_accuracy.py: 2 to 40 classes, margins of 0 to 700, offsets to 1e4, ties, labels that
 are the largest logit and labels that are not. One ulp is the distance of the nearest numbers of the result's dtype at
 the right value; "inf" is a result without any right digit where the right one is not 0, or one that overflowed.
+
+--rare looks for the unlucky: millions of entries of float32 gradients, of logits that nearly agree, where roundings add
+up to the most, against the same formula in float64.
 """
 
 from __future__ import annotations
@@ -94,15 +98,58 @@ def worst(compute, dtype):
     return of_loss, of_grad, off / count
 
 
+def rare(n_classes, spread, kind, entries=400_000):
+    """ulp of float32 gradient entries, with soft targets of their larger term, as a flat array.
+
+    Parameters
+    ----------
+    n_classes : int
+    spread : float
+        Standard deviation of the logits.
+    kind : {"labels", "soft targets", "smoothed"}
+    entries : int
+    """
+    rng = np.random.default_rng(n_classes)
+    n = entries // n_classes
+    z = (30 + rng.normal(0, spread, (n, n_classes))).astype(np.float32)
+    y = rng.integers(0, n_classes, n)
+    q = np.zeros((n, n_classes))
+    options = {"label_smoothing": 0.25} if kind == "smoothed" else {}
+    if kind == "labels":
+        q[np.arange(n), y] = 1
+    else:
+        y = rng.dirichlet(np.ones(n_classes), n).astype(np.float32)
+        smoothing = options.get("label_smoothing", 0.0)
+        q = y.astype(np.float64) * (1 - smoothing) + smoothing / n_classes
+    _, grad = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", backend="cpu", **options)
+    e = np.exp(z - z.max(axis=1, keepdims=True).astype(np.float64))
+    p = e / e.sum(axis=1, keepdims=True)
+    truth = p * q.sum(axis=1, keepdims=True, dtype=np.float64) - q
+    scale = np.abs(truth) if kind == "labels" else np.maximum(p, q)
+    return (np.abs(grad - truth) / np.spacing(scale.astype(np.float32))).ravel()
+
+
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", metavar="WORD", help="libraries whose names contain this")
-    only = parser.parse_args().only
+    parser.add_argument("--rare", action="store_true", help="unlucky entries of float32 gradients instead")
+    arguments = parser.parse_args()
+    only = arguments.only
     isa = _backend.describe()["cpu"].get("instruction_set", "none")
     print(f"fastxent's kernels: {isa}\n")
+    if arguments.rare:
+        print("| targets | entries | largest, ulp | off by more than 4 ulp |")
+        print("| --- | ---: | ---: | ---: |")
+        for kind in ("labels", "soft targets", "smoothed"):
+            found = [rare(k, spread, kind) for k in (2, 3, 5, 7, 10, 26, 100, 1000) for spread in (0.2, 1, 3)]
+            errors = np.concatenate(found)
+            print(
+                f"| {kind} | {len(errors):,} | {errors.max():.1f} | {np.mean(errors > 4):.1e} |", flush=True
+            )
+        return 0
     print("| library | dtype | loss, ulp | gradient, ulp | losses off by more than 4 ulp |")
     print("| --- | --- | ---: | ---: | ---: |")
     for name, compute in LIBRARIES.items():

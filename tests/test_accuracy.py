@@ -92,6 +92,23 @@ def test_equal_logits(backend, dtype, n_classes):
         assert reference.worst(grad if axis == 1 else grad.T, truth) <= (GRADIENT[dtype] if few else 8)
 
 
+@pytest.mark.parametrize("n_classes", [1000, 4000, 32768])
+def test_many_soft_targets(backend, n_classes):
+    """float32 logits that nearly agree, where roundings of long sums add up; the truth is the same in float64."""
+    rng = np.random.default_rng(n_classes)
+    n = 80_000 // n_classes
+    z = (30 + rng.normal(0, 0.2, (n, n_classes))).astype(np.float32)
+    t = rng.dirichlet(np.ones(n_classes), n).astype(np.float32)
+    losses, grad = fx.softmax_cross_entropy_with_grad(z, t, reduction="none", backend=backend)
+    u, q = z.astype(np.float64), t.astype(np.float64)
+    e = np.exp(u - 30)
+    p = e / e.sum(axis=1, keepdims=True) * q.sum(axis=1, keepdims=True)
+    truth = np.sum(q * (30 + np.log(e.sum(axis=1, keepdims=True)) - u), axis=1)
+    assert (np.abs(losses - truth) / np.spacing(truth.astype(np.float32))).max() <= 4
+    limit = 5 if backend == "numpy" else 4  # NumPy adds up float32
+    assert (np.abs(grad - (p - q)) / np.spacing(np.maximum(p, q).astype(np.float32))).max() <= limit
+
+
 @functools.cache
 def wide_truth(dtype, n_classes):
     """One row of few distinct values (so that few exponentials need mpmath), in random order."""

@@ -57,11 +57,12 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
   const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage), past = a->stream && as_is;
   const bool plain = MODE == LABEL && a->family == fx::CROSS_ENTROPY && a->z_loss == 0;
   const ptrdiff_t item = item_size<T>(a->storage), ahead = rows_ahead(K * item, N);
+  for (ptrdiff_t r = 0; r < FEW_ROWS; r++) wy[r] = T(1);
   for (ptrdiff_t i0 = begin; i0 < end; i0 += rows) {
     const ptrdiff_t nb = end - i0 < rows ? end - i0 : rows, lanes = (nb + N - 1) / N * N;
-    take_rows<T>(a, i0, nb, y, weight, out);
+    const bool even = take_rows<T>(a, i0, nb, y, weight, out) && !w && nb == lanes;
     for (ptrdiff_t r = nb; r < lanes; r++) { y[r] = 0; weight[r] = 0; }
-    for (ptrdiff_t r = 0; r < lanes; r++) { yi[r] = (I)y[r]; wy[r] = T(1); }
+    for (ptrdiff_t r = 0; r < lanes; r++) yi[r] = (I)y[r];
     if (w) for (ptrdiff_t r = 0; r < lanes; r++) wy[r] = w[y[r]];
     const char* const from = a->logits.data + i0 * K * item;
     if (!as_is) widen_run(a->storage, from, nb * K, wide_z);
@@ -80,16 +81,17 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       if constexpr (KNOWN != 0) { columns_of<T, KNOWN>(z, K, c); for (int k = 0; k < KNOWN; k++) x[k] = c[k]; } else columns_of<T, 0>(z, K, x);
       if (MODE == SOFT) columns_of<T, KNOWN>(t, K, (V*)(q_of + r * K));
       const V m = highest<T>(KNOWN ? c : x, K);
-      unlimited &= (m > -inf) & (m < inf);
+      unlimited &= magnitude<T>(m) < inf;
       if (FETCHED) {
         alignas(64) T own[N];
 #pragma GCC unroll 16
         for (int i = 0; i < N; i++) own[i] = z[i * K + y[r + i]];
         zy = *(const V*)own;
       } else if (MODE != SOFT) {
-        const IV yv = *(const IV*)(yi + r);
+        const IV yv = *(const IV*)(yi + r); const V* const u = KNOWN ? c : x;
+        zy = u[0];
 #pragma GCC unroll 10
-        for (ptrdiff_t k = 0; k < K; k++) zy = yv == (I)k ? (KNOWN ? c[k] : x[k]) : zy;
+        for (ptrdiff_t k = 1; k < K; k++) zy = yv == (I)k ? u[k] : zy;
       }
       shifts[r / N] = shift_of_lanes<T>(m); *(V*)(M + r) = m; *(V*)(ZY + r) = zy;
     }
@@ -104,7 +106,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
         if (MODE == SOFT) {
           odd |= ~is_share<T>(q[k]); q[k] = q[k] * alpha + beta;
           Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
-        } else if (!FETCHED) ey = yv == (I)k ? e : ey;
+        } else if (!FETCHED) ey = first && c == 0 ? e : yv == (I)k ? e : ey;
         if (MODE == SMOOTH) nears[c] += yv == (I)k ? V{} : far;
         if (first) es[c].top = e; else es[c].add(e);
         x[k] = e;
@@ -127,36 +129,43 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       }
     }
     char* const to = gradient ? a->grad.data + i0 * K * item : 0; Outgoing sent = {(const char*)g, to, nb * K * item, 0};
-    for (ptrdiff_t r = 0; r < lanes; r += N) {
-      const IV yv = *(const IV*)(yi + r); const V lv = *(const V*)(weight + r), wv = *(const V*)(wy + r);
-      const V m = *(const V*)(M + r), zy = *(const V*)(ZY + r), ey = *(const V*)(EY + r), top = *(const V*)(TOP + r), others = *(const V*)(OTHERS + r);
-      V near = {}, Q = {};
-      if (MODE == SOFT) { near = *(const V*)(NEAR + r); Q = *(const V*)(QS + r); }
-      if (MODE == SMOOTH) {
-        const V own = V{} + target.top, far = m - zy;
-        Q = own + (T(target.weight_sum) - T(1)) * beta; near = *(const V*)(NEAR + r) * beta + own * (own != T(0) ? far : V{});
-      }
-      Closed<T> row;
-      if (plain) {
-        const V lg = log1p_of<T>(others / top), loss = wv * (lg + (wv != T(0) ? m - zy : V{}));
-        row = close_gradients<T>(target, m, zy, ey, top, others, wv, lv);
-        row.lse = m + lg; row.loss = lv == T(0) ? V{} : loss * lv;
-      } else row = close_rows<T, MODE == LABEL>(a, target, m, zy, ey, top, others, wv, lv, Q, near);
-      *(V*)(L + r) = row.loss; *(V*)(LSE + r) = row.lse; sum.add(row.loss);
-      if (gradient) {
-        V* const x = (V*)(x_of + r * K); const V* const q = (const V*)(q_of + (MODE == SOFT ? r * K : 0)); V c[KNOWN ? KNOWN : 1]; V* const d = KNOWN ? c : x;
-        const V factor = lv * target.grad_scale;
-#pragma GCC unroll 16
-        for (ptrdiff_t k = 0; k < K; k++) {
-          const V by = x[k] * row.by;
-          d[k] = MODE == LABEL ? (yv == (I)k ? row.gy : by) : by - (MODE == SOFT ? q[k] : yv == (I)k ? V{} + target.top : V{} + beta) * factor;
+    const bool limits = any_of(~unlimited), direct = KNOWN && as_is && !past && nb == lanes && !limits; T* const into = direct ? (T*)to : g;
+    // `sums`: no weights and no limits, and only sums of losses are wanted
+    auto close = [&](const bool sums) __attribute__((always_inline)) {
+      for (ptrdiff_t r = 0; r < lanes; r += N) {
+        const IV yv = *(const IV*)(yi + r); const V lv = sums ? V{} + T(1) : *(const V*)(weight + r), wv = sums ? V{} + T(1) : *(const V*)(wy + r);
+        const V m = *(const V*)(M + r), zy = *(const V*)(ZY + r), ey = *(const V*)(EY + r), top = *(const V*)(TOP + r), others = *(const V*)(OTHERS + r);
+        V near = {}, Q = {};
+        if (MODE == SOFT) { near = *(const V*)(NEAR + r); Q = *(const V*)(QS + r); }
+        if (MODE == SMOOTH) {
+          const V own = V{} + target.top, far = m - zy;
+          Q = own + (T(target.weight_sum) - T(1)) * beta; near = *(const V*)(NEAR + r) * beta + own * (own != T(0) ? far : V{});
         }
-        if (weighted) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) d[k] = dead ? V{} : d[k]; }
-        rows_of<T, KNOWN>(d, K, g + r * K);
-        if (KNOWN && past && r + N < nb) sent.some((r + N) * K * item);
+        Closed<T> row;
+        if (plain) {
+          const V lg = log1p_of<T>(others / top), loss = wv * (lg + (wv != T(0) ? m - zy : V{}));
+          row = close_gradients<T>(target, m, zy, ey, top, others, wv, lv);
+          row.lse = m + lg; row.loss = lv == T(0) ? V{} : loss * lv;
+        } else row = close_rows<T, MODE == LABEL>(a, target, m, zy, ey, top, others, wv, lv, Q, near);
+        if (!sums) { *(V*)(L + r) = row.loss; *(V*)(LSE + r) = row.lse; }
+        sum.add(row.loss);
+        if (gradient) {
+          V* const x = (V*)(x_of + r * K); const V* const q = (const V*)(q_of + (MODE == SOFT ? r * K : 0)); V c[KNOWN ? KNOWN : 1]; V* const d = KNOWN ? c : x;
+          const V factor = lv * target.grad_scale;
+#pragma GCC unroll 16
+          for (ptrdiff_t k = 0; k < K; k++) {
+            const V by = x[k] * row.by;
+            d[k] = MODE == LABEL ? (yv == (I)k ? row.gy : by) : by - (MODE == SOFT ? q[k] : yv == (I)k ? V{} + target.top : V{} + beta) * factor;
+          }
+          if (weighted && !sums) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) d[k] = dead ? V{} : d[k]; }
+          rows_of<T, KNOWN>(d, K, into + r * K);
+          if (KNOWN && past && r + N < nb) sent.some((r + N) * K * item);
+        }
       }
-    }
-    if (__builtin_expect(any_of(~unlimited), 0)) {
+    };
+    if (even && !a->loss.data && !a->lse.data && !limits) close(true);
+    else close(false);
+    if (__builtin_expect(limits, 0)) {
       for (ptrdiff_t r = 0; r < nb; r++)
         if (!(LSE[r] > -inf && LSE[r] < inf))
           L[r] = limit_row<T>(a, target, i0 + r, MODE == SOFT ? -1 : y[r], weight[r], gradient ? g + r * K : 0, (T*)0, 1, LSE + r);
@@ -167,7 +176,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     if (gradient) {
       if (!as_is) narrow_run(a->storage, g, nb * K, to);
       else if (past) sent.rest();
-      else __builtin_memcpy(to, g, nb * K * item);
+      else if (!direct) __builtin_memcpy(to, g, nb * K * item);
     }
     if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
     if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);

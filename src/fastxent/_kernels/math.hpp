@@ -135,10 +135,13 @@ template <class T> FX_INLINE VShift<T> splat(const Shift<T>& s) {
   VShift<T> v; v.c = typename Vec<T>::V{} + s.c; v.lo = typename Vec<T>::V{} + s.lo; v.magic = typename Vec<T>::V{} + s.magic;
   return v;
 }
+template <class T> FX_INLINE typename Vec<T>::V magnitude(typename Vec<T>::V x) {
+  typedef typename Vec<T>::UV UV;
+  return (typename Vec<T>::V)((UV)x & (UV{} + (typename Num<T>::U)-1 / 2));
+}
 template <class T> FX_INLINE VShift<T> shift_of_lanes(typename Vec<T>::V m) {
   typedef Num<T> C; typedef typename Vec<T>::V V; VShift<T> s;
-  const V size = m < 0 ? -m : m;
-  s.c = size >= C::shift_from ? m : V{};
+  s.c = magnitude<T>(m) >= C::shift_from ? m : V{};
   const V n = ((m - s.c) * C::log2e + C::magic) - C::magic - T(C::bias + C::guard);
   s.lo = n * C::ln2; s.magic = C::magic - STEPS * n;
   return s;

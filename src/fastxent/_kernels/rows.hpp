@@ -2,7 +2,7 @@
 namespace FX_NS { namespace {
 using fx::Matrix; using fx::SoftmaxRows; using fx::BlockOut;
 
-enum { CHUNK = 2048, GROUP = 64 };       // classes between two additions to the double sums; rows whose labels are taken at once
+enum { GROUP = 64 };                     // rows whose labels are taken at once
 enum Mode { LABEL, SMOOTH, SMOOTH_WEIGHTED, SOFT, SOFT_WEIGHTED };   // targets: labels; smoothed, with class weights; distributions
 
 // A run of rows that lie evenly: rows [i, i + count) start at `at`, `stride` bytes apart.
@@ -55,16 +55,17 @@ FX_INLINE void ask_for_labels(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, pt
   for (ptrdiff_t at = 0; at < n * a->labels.outer; at += 64) __builtin_prefetch(from + at);
 }
 // Labels checked and weights of rows [i, i + n).  A label that is no class becomes 0, so that nothing is read or written out
-// of bounds, and its row's weight NaN; the weight of an ignored row is 0.
-template <class T> static __attribute__((noinline)) void take_rows(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t* y, T* weight, BlockOut* out) {
+// of bounds, and its row's weight NaN; the weight of an ignored row is 0.  Whether every weight is 1.
+template <class T> static __attribute__((noinline)) bool take_rows(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, int64_t* y, T* weight, BlockOut* out) {
   if (a->weight.data) load_rows(a->weight, a->inner, i, n, weight);
   else for (ptrdiff_t r = 0; r < n; r++) weight[r] = 1;
-  if (!a->labels.data) { for (ptrdiff_t r = 0; r < n; r++) y[r] = 0; out->counted += n; return; }
+  if (!a->labels.data) { for (ptrdiff_t r = 0; r < n; r++) y[r] = 0; out->counted += n; return !a->weight.data; }
   load_labels(a, i, n, y);
   const int64_t K = a->classes, ignore = a->ignore; const bool has = a->has_ignore; int64_t skipped = 0; uint64_t most = 0;
   for (ptrdiff_t r = 0; r < n; r++) most = (uint64_t)y[r] > most ? (uint64_t)y[r] : most;
   if (has) for (ptrdiff_t r = 0; r < n; r++) skipped += y[r] == ignore;
-  if (skipped || most >= (uint64_t)K) {
+  const bool some = skipped || most >= (uint64_t)K;
+  if (some) {
     for (ptrdiff_t r = n; r-- > 0;) {
       const bool skip = has && y[r] == ignore, wrong = (uint64_t)y[r] >= (uint64_t)K;
       if (skip) weight[r] = 0;
@@ -73,6 +74,7 @@ template <class T> static __attribute__((noinline)) void take_rows(const Softmax
     }
   }
   out->counted += n - skipped;
+  return !a->weight.data && !some;
 }
 
 // Whether t, a number or a vector of them, may be a class's share of a target: not negative, infinite or NaN.
@@ -136,7 +138,7 @@ template <class T, bool LABELS> FX_INLINE Closed<T> close_rows(
     o.gy = 2 * zeta * o.lse * (ey * per) - low * per;   // in this order a huge lse does not overflow before it is scaled
   }
   o.loss = lv == T(0) ? V{} : o.loss * lv;
-  o.by = o.coefficient * per;
+  o.by = LABELS ? o.coefficient * per : o.coefficient * (lv * target.grad_scale) / o.sum;       // one rounding less, where roundings add up most
   return o;
 }
 

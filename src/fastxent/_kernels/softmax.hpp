@@ -3,7 +3,7 @@
 // A row, while it stays in cache: (1) maximum; (2) e = exp(u - m) stored, mostly where the gradient will stand, with two sums,
 // `rest` without the maximum and `all`; (3) scale.  `rest` and `all` find the number of ties and the sum without y, so the
 // maximum's place is never searched (few.hpp, lanes.hpp: the greatest e and the sum of the others).  Expected: loss <= 4 ulp, gradient
-// <= 4 (float), 6 (double) ulp for labels; sums over rows are double.  By the shape: pairs.hpp (two classes), few.hpp (lanes are rows),
+// <= 4 (float), 6 (double) ulp for labels; sums over rows are double.  By the shape: two_or_three.hpp (classes), few.hpp (lanes are rows),
 // batch.hpp, wide.hpp; classes that are not contiguous: sweep.hpp, lanes.hpp (any layout).
 namespace FX_NS { namespace {
 
@@ -120,11 +120,13 @@ template <class T> static void hvp(const SoftmaxRows* a, ptrdiff_t begin, ptrdif
 
 template <class T> static void softmax(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char* scratch, BlockOut* out) {
   const bool general = a->soft.data || a->smoothing != 0, batched = in_batches<T>(a);
+  const bool plain = a->family == fx::CROSS_ENTROPY && a->z_loss == 0;
   if (general && (a->family != fx::CROSS_ENTROPY || a->classes == 1)) mixtures<T>(a, begin, end, scratch, out);
   else if (in_columns<T>(a)) {
     if (a->soft.data) few<T, 0, SOFT>(a, begin, end, scratch, out);
     else if (general) few<T, 0, SMOOTH>(a, begin, end, scratch, out);
-    else if (a->classes == 2 && a->family == fx::CROSS_ENTROPY && a->z_loss == 0) pairs<T>(a, begin, end, scratch, out);
+    else if (plain && a->classes == 2) two_or_three<T, 2>(a, begin, end, scratch, out);
+    else if (plain && a->classes == 3) two_or_three<T, 3>(a, begin, end, scratch, out);
     else few_labels<T, MOST_KNOWN < (int)Vec<T>::N ? (int)MOST_KNOWN : (int)Vec<T>::N>(a, begin, end, scratch, out);
   }
   else if (!batched && fx::in_lanes(a)) {
@@ -145,6 +147,7 @@ template <class T> static void softmax(const SoftmaxRows* a, ptrdiff_t begin, pt
 
 // ---- denominators of the reductions, and the check of the targets, without the logits --------------------------------
 
+enum { CHUNK = 2048 };                   // numbers between two additions to the double sum
 // The sum of n numbers; false if one of them is no share of a target.
 template <class T> static bool checked_sum(const T* t, ptrdiff_t n, double* sum) {
   double all = 0; int wrong = 0;
