@@ -418,6 +418,34 @@ def test_a_loss_has_the_same_bits_with_its_gradient(backend, dtype, options):
         assert_array_equal(fx.softmax_cross_entropy(z, y, reduction="none", backend=backend), losses)
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 5, 7, 10, 17, 40, 100])
+def test_sums_have_the_bits_of_their_rows(backend, dtype, n_classes):
+    """Whole blocks without weights have ways of their own, alone and with the gradient, in place too."""
+    rng = np.random.default_rng(n_classes)
+    z, y = (3 * rng.normal(size=(512, n_classes))).astype(dtype), rng.integers(0, n_classes, 512)
+    one = np.ones(512, dtype)
+    losses, grad = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", backend=backend)
+    total, whole = fx.softmax_cross_entropy_with_grad(z, y, reduction="sum", backend=backend)
+    weighted = fx.softmax_cross_entropy_with_grad(z, y, sample_weight=one, reduction="sum", backend=backend)
+    assert total == weighted[0] == fx.softmax_cross_entropy(z, y, reduction="sum", backend=backend)
+    assert total == pytest.approx(losses.sum(dtype=np.float64), rel=1e-14)
+    inside = z.copy()
+    fx.softmax_cross_entropy_with_grad(inside, y, reduction="sum", out=inside, backend=backend)
+    for found in (whole, weighted[1], inside):
+        assert_array_equal(found, grad)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 10])
+@pytest.mark.parametrize("weight", [1e-20, 1e20, 1e33])
+def test_gradients_of_means_with_weights_of_any_size(backend, n_classes, weight):
+    """The mean divides by their sum: as without them, but for rounding."""
+    z, y = problem("label", "float32", n_rows=64, n_classes=n_classes)
+    _, grad = fx.softmax_cross_entropy_with_grad(z, y, backend=backend)
+    v = np.full(64, weight, np.float32)
+    _, found = fx.softmax_cross_entropy_with_grad(z, y, sample_weight=v, backend=backend)
+    np.testing.assert_allclose(found, grad, rtol=1e-6)
+
+
 @pytest.mark.parametrize("layout", ["rows", "columns", "one row"])
 @pytest.mark.parametrize("n_classes", [5, 70, 300])
 def test_temperature_and_bias_round_alike(backend, dtype, n_classes, layout):

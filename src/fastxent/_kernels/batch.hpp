@@ -2,8 +2,11 @@
 // N rows at once.  For rows that are too short to pay for that alone (wide.hpp), with contiguous classes; loss and gradient.
 namespace FX_NS { namespace {
 
+// Without a gradient, rows that are one piece in wide.hpp too: then the sums are the same.
 template <class T> static bool in_batches(const SoftmaxRows* a) {
-  return a->classes >= Vec<T>::N && a->classes <= (a->grad.data ? fx::MOST_BATCHED_GRADIENTS : fx::MOST_BATCHED) && !a->hess.data && a->logits.cls == item_size<T>(a->storage) &&
+  constexpr ptrdiff_t PIECE_OF_ROW = BETWEEN * Vec<T>::N, GRADIENTS = fx::MOST_BATCHED_GRADIENTS, ALONE = PIECE_OF_ROW > GRADIENTS ? PIECE_OF_ROW : GRADIENTS;
+  static_assert(ALONE <= fx::MOST_BATCHED, "scratch for as many");
+  return a->classes >= Vec<T>::N && a->classes <= (a->grad.data ? GRADIENTS : ALONE) && !a->hess.data && a->logits.cls == item_size<T>(a->storage) &&
          (!a->grad.data || a->grad.cls == item_size<T>(a->storage)) && (!a->soft.data || a->soft.cls == sizeof(T));
 }
 

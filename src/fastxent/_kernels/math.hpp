@@ -194,7 +194,7 @@ template <class T> struct TopAndOthers {
   typename Vec<T>::V top = {}, others = {};
   FX_INLINE_MEMBER void add(typename Vec<T>::V e) { others += at_most<T>(e, top); top = at_least<T>(top, e); }
 };
-// All of n chains as one, added in pairs: late additions, to a large sum, cost the most digits.  NaN goes into one of high and low.
+// All of n chains as one, added in pairs: late additions, to a large sum, cost the most digits.  NaN goes into one of the two.
 template <int n, class V> FX_INLINE V joined(const V* c) {
   if constexpr (n == 1) return c[0]; else return joined<n / 2>(c) + joined<n - n / 2>(c + n / 2);
 }

@@ -3,7 +3,7 @@
 // A row, while it stays in cache: (1) maximum; (2) e = exp(u - m) stored, mostly where the gradient will stand, with two sums,
 // `rest` without the maximum and `all`; (3) scale.  `rest` and `all` find the number of ties and the sum without y, so the
 // maximum's place is never searched (few.hpp, lanes.hpp: the greatest e and the sum of the others).  Expected: loss <= 4 ulp, gradient
-// <= 4 (float), 6 (double) ulp for labels; sums over rows are double.  By the shape: two_or_three.hpp (classes), few.hpp (lanes are rows),
+// <= 4 (float), 6 (double) ulp for labels; sums over rows are double.  By the shape: two_or_three.hpp (so many classes), few.hpp (lanes are rows),
 // batch.hpp, wide.hpp; classes that are not contiguous: sweep.hpp, lanes.hpp (any layout).
 namespace FX_NS { namespace {
 

@@ -73,7 +73,7 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
     auto close = [&](const bool sums) __attribute__((always_inline)) {
       for (ptrdiff_t r = 0; r < lanes; r += N) {
         const V er = *(const V*)(e + r), far = *(const V*)(gap + r), lv = sums ? V{} + T(1) : *(const V*)(weight + r), wv = sums ? V{} + T(1) : *(const V*)(wy + r);
-        const V at = er * C::unguard, per = lv * (target.grad_scale * C::unguard); const IV yv = *(const IV*)(yi + r); V tail, by;
+        const V at = er * C::unguard, per = (lv * target.grad_scale) * C::unguard; const IV yv = *(const IV*)(yi + r); V tail, by;
         if constexpr (K == 2) {
           const Softplus<V> s = softplus_of(at, per);
           tail = s.tail; by = sizeof(T) == 8 ? per / (T(1) + at) : s.quotient;               // in double the shared division costs an ulp

@@ -5,7 +5,7 @@ namespace FX_NS { namespace {
 // before it; one that would fill the first-level cache is asked for into the second there; from e to the line of it that is asked for;
 // from there on gradients go past the cache, where one row's ends cost less than its lines gain.
 enum { AHEAD = 1 << 17, NEAR = 1 << 14, WRITE_AHEAD = 1024, PAST_FROM = 1536 };
-// Vectors between two additions to the double sums: a lane that added up more of them would lose a digit.
+// Vectors between two additions to the double sums: lanes that added up many more of them would lose a digit.
 enum { BETWEEN = 64 };
 
 // What a row, or a piece of it, adds up lane by lane: e without and with the maximum; q (m - u), q, and where q (m - u) is infinite.
@@ -72,18 +72,20 @@ template <class T, int MODE, bool STORE, bool FAR, class Beside> FX_INLINE RowSu
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; enum { N = Vec<T>::N };
   const ptrdiff_t body = K / N * N; const Shift<T> s = shift_of(m); const VShift<T> sh = splat(s); const V mm = V{} + m;
   const IV fresh = fresh_lanes<T>(K); IV odd = {};
-  Wide<T> rest, all, far, share, infinite;
+  RowSums<T> o = {0, 0, 0, 0, 0, exp_of(m, s), false};
+  // In the order of batch.hpp, which may take the same rows without a gradient
+  auto folded = [](V x) __attribute__((always_inline)) {
+    for (int h = N / 2; h > 0; h /= 2) for (int i = 0; i < h; i++) x[i] += x[i + h];
+    return (double)x[0];
+  };
   for (ptrdiff_t j = 0; j < body; j += BETWEEN * N) {
     const bool rest_of_row = body - j <= BETWEEN * N;
     Parts<T> p; row_part<T, MODE, STORE, FAR>(z, e, goal, target, j, rest_of_row ? body : j + BETWEEN * N, rest_of_row ? K : 0, last, fresh, sh, mm, p, next, item, beside);
-    rest.add(p.rest); all.add(p.all);
-    if (MODE != LABEL) { far.add(p.far); share.add(p.share); }
-    if (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) infinite.add(p.infinite);
+    o.rest += folded(p.rest); o.all += folded(p.all);
+    if (MODE != LABEL) { o.far += folded(p.far); o.goal += folded(p.share); }
+    if (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) o.infinite += folded(p.infinite);
     odd |= p.odd;
   }
-  RowSums<T> o = {rest.total(), all.total(), 0, 0, 0, exp_of(m, s), false};
-  if (MODE != LABEL) { o.far = far.total(); o.goal = share.total(); }
-  if (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) o.infinite = infinite.total();
   for (int i = 0; i < N; i++) o.odd |= odd[i] != 0;
   return o;
 }

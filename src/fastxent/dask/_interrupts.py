@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import dask
 from dask.callbacks import Callback
@@ -17,7 +18,7 @@ def compute(*tasks):
     Dask's pool that asks for it would wait forever, and with it every computation after this one.  So the handler of
     SIGINT is called from a callback of Dask's, where no lock is held.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    handler, caller = signal.getsignal(signal.SIGINT), threading.get_ident()
     if not callable(handler):  # ignored, or left to the system
         return dask.compute(*tasks)
     pressed = []
@@ -25,10 +26,13 @@ def compute(*tasks):
     def hold(*received):
         if pressed:
             handler(*received)
-        pressed.append(received)
+        else:
+            pressed.append(received)
 
     def answer(*_):
-        if pressed:
+        if (
+            pressed and threading.get_ident() == caller
+        ):  # Dask may lend callbacks to other threads' computations
             handler(*pressed.pop())
 
     try:
@@ -36,8 +40,9 @@ def compute(*tasks):
     except ValueError:  # signals are the main thread's
         return dask.compute(*tasks)
     try:
-        # Of the five, those before and after a task
-        return dask.compute(*tasks, callbacks=[*Callback.active, (None, None, answer, answer, None)])
+        with Callback(pretask=answer, posttask=answer):
+            return dask.compute(*tasks)
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if signal.getsignal(signal.SIGINT) is hold:
+            signal.signal(signal.SIGINT, handler)
         answer()
