@@ -3,8 +3,9 @@
     python benchmarks/copies.py [--only WORD]
 
 The unit is the better of numpy.copyto and torch's copy_ of the logits. What stands in one row of the table was timed in
-the same rounds, each in an order of its own (medians of 9), since machines are noisy: read the ratios, not the times.
-A pause goes before each call.  Tensors are larger than the last-level cache; outputs are touched before.
+the same rounds, each in an order of its own (medians of 7), since machines are noisy: read the ratios, not the times.
+A pause goes before each call.  Tensors are larger than the last-level cache; outputs are touched before.  The first
+table's ratios are medians of three such measurements, each with new arrays: times depend on the pages an array got.
 """
 # ruff: noqa: B023 (every closure is called within its own turn of the loop)
 
@@ -22,7 +23,8 @@ try:
 except ImportError:
     torch = None
 
-ROUNDS = 9
+ROUNDS = 7
+ARRAYS = 3
 # Seconds in which threads of the library before stop spinning beside the one that is timed; OpenBLAS's spin for 0.1.
 PAUSE = 0.15
 rng = np.random.default_rng(0)
@@ -82,6 +84,22 @@ def header(title, *cells):
     row(*("---" for _ in cells))
 
 
+def fused_calls(n, k, dtype):
+    """The calls of a row of `fused`, on new arrays."""
+    z, y = logits_of(n, k, dtype), rng.integers(0, k, n)
+    out, own = touched(z), z.copy()
+    calls = copies_of(z) | {
+        "fused": lambda: fx.softmax_cross_entropy_with_grad(z, y, out=out),
+        "in place": lambda: fx.softmax_cross_entropy_with_grad(own, y, out=own),
+        "forward": lambda: fx.softmax_cross_entropy(z, y),
+        "read": lambda: z.max(),
+    }
+    if torch is not None:
+        zt, yt = torch.from_numpy(z).requires_grad_(), torch.from_numpy(y)
+        calls["torch"] = lambda: torch.autograd.grad(torch.nn.functional.cross_entropy(zt, yt), zt)
+    return calls
+
+
 def fused():
     """Loss and gradient with labels, beside a copy and PyTorch eager."""
     header(
@@ -99,27 +117,18 @@ def fused():
         for dtype in ("float32", "float64"):
             if dtype == "float64" and (n, k) not in ((1024, 32768), (40000, 1003), (1500000, 26)):
                 continue
-            z, y = logits_of(n, k, dtype), rng.integers(0, k, n)
-            out, own = touched(z), z.copy()
-            calls = copies_of(z) | {
-                "fused": lambda z=z, y=y, out=out: fx.softmax_cross_entropy_with_grad(z, y, out=out),
-                "in place": lambda own=own, y=y: fx.softmax_cross_entropy_with_grad(own, y, out=own),
-                "forward": lambda z=z, y=y: fx.softmax_cross_entropy(z, y),
-                "read": lambda z=z: z.max(),
-            }
-            if torch is not None:
-                zt, yt = torch.from_numpy(z).requires_grad_(), torch.from_numpy(y)
-                calls["torch"] = lambda zt=zt, yt=yt: torch.autograd.grad(
-                    torch.nn.functional.cross_entropy(zt, yt), zt
-                )
-            t = medians(calls)
-            peer = f"{t['torch'] / t['fused']:.1f}" if torch is not None else ""
+            measured = [medians(fused_calls(n, k, dtype)) for _ in range(ARRAYS)]
+
+            def across(number, measured=measured):
+                return statistics.median(map(number, measured))
+
             cells = (
-                f"{t['fused'] / unit(t):.2f}",
-                f"{t['in place'] / unit(t):.2f}",
-                f"{t['forward'] / t['read']:.2f}",
+                f"{across(lambda t: t['fused'] / unit(t)):.2f}",
+                f"{across(lambda t: t['in place'] / unit(t)):.2f}",
+                f"{across(lambda t: t['forward'] / t['read']):.2f}",
+                f"{across(lambda t: t['torch'] / t['fused']):.1f}" if torch is not None else "",
             )
-            row(f"{n} × {k} {dtype}", f"{unit(t) * 1e3:.1f}", *cells, peer)
+            row(f"{n} × {k} {dtype}", f"{across(unit) * 1e3:.1f}", *cells)
 
 
 def binary():

@@ -435,15 +435,34 @@ def test_sums_have_the_bits_of_their_rows(backend, dtype, n_classes):
         assert_array_equal(found, grad)
 
 
-@pytest.mark.parametrize("n_classes", [2, 3, 4, 10])
-@pytest.mark.parametrize("weight", [1e-20, 1e20, 1e33])
-def test_gradients_of_means_with_weights_of_any_size(backend, n_classes, weight):
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 10, 26, 70, 300])
+@pytest.mark.parametrize("weight", [1e-20, 1e20, 1e36])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}], ids=["plain", "smooth", "z"]
+)
+def test_gradients_of_means_with_weights_of_any_size(backend, n_classes, weight, options, layout):
     """The mean divides by their sum: as without them, but for rounding."""
     z, y = problem("label", "float32", n_rows=64, n_classes=n_classes)
-    _, grad = fx.softmax_cross_entropy_with_grad(z, y, backend=backend)
-    v = np.full(64, weight, np.float32)
-    _, found = fx.softmax_cross_entropy_with_grad(z, y, sample_weight=v, backend=backend)
-    np.testing.assert_allclose(found, grad, rtol=1e-6)
+    z = np.asfortranarray(z) if layout == "columns" else z
+    _, grad = fx.softmax_cross_entropy_with_grad(z, y, **options, backend=backend)
+    for name, n in (("sample_weight", 64), ("class_weight", n_classes)):
+        if name == "class_weight" and "z_loss" in options:
+            continue  # class weights do not weigh the z-loss
+        v = {name: np.full(n, weight, np.float32)}
+        _, found = fx.softmax_cross_entropy_with_grad(z, y, **options, **v, backend=backend)
+        np.testing.assert_allclose(found, grad, rtol=2e-6, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("n_classes", [5, 70, 700])
+def test_gradient_of_an_infinite_logit_is_the_mass_of_the_others(backend, dtype, n_classes):
+    z, y = problem("label", dtype, n_rows=3, n_classes=n_classes)
+    z[1, 2], y[1] = np.inf, 4
+    _, grad = fx.softmax_cross_entropy_with_grad(z, y, label_smoothing=0.3, reduction="sum", backend=backend)
+    share = 0.3 / n_classes
+    expected = np.full(n_classes, -share)
+    expected[2], expected[4] = 1 - share, -(0.7 + share)
+    np.testing.assert_allclose(grad[1], expected, rtol=4 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "one row"])

@@ -94,8 +94,9 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
       }
       const Closed<T> row = close_rows<T, MODE == LABEL>(a, target, m, zv, ey, top, rest + (ties - T(1)) * top, wv, lv, Q, near);
       alignas(64) T L[N], LSE[N], by[N], gy[N], factor[N];
-      *(V*)L = row.loss; *(V*)LSE = row.lse; *(V*)by = row.by; *(V*)factor = lv * target.grad_scale;
-      *(V*)gy = MODE == LABEL ? row.gy : row.coefficient * (ey * ((lv * target.grad_scale) / row.sum)) - mass * (lv * target.grad_scale);
+      const V share = lv * target.grad_scale;
+      *(V*)L = row.loss; *(V*)LSE = row.lse; *(V*)by = row.by; *(V*)factor = share;
+      *(V*)gy = MODE == LABEL ? row.gy : ey * row.by - mass * share;
       if (a->grad.data)
         for (ptrdiff_t r = 0; r < nb; r++) {
           if (!(skip >> r & 1)) {

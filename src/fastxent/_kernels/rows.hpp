@@ -114,8 +114,7 @@ template <class T> FX_INLINE Closed<T> close_gradients(
     const typename Vec<T>::V top, const typename Vec<T>::V others, const typename Vec<T>::V wv, const typename Vec<T>::V lv) {
   Closed<T> o;
   o.sum = others + top; o.no_y = zy == m ? others : o.sum - ey;
-  const typename Vec<T>::V per = (lv * target.grad_scale) / o.sum;
-  o.gy = (wv * o.no_y) * -per; o.by = wv * per;
+  o.by = wv * (lv * target.grad_scale) / o.sum; o.gy = o.no_y * -o.by;    // in this order a huge weight meets a tiny scale first
   return o;
 }
 template <class T, bool LABELS> FX_INLINE Closed<T> close_rows(
@@ -124,21 +123,20 @@ template <class T, bool LABELS> FX_INLINE Closed<T> close_rows(
     const typename Vec<T>::V Q, const typename Vec<T>::V near) {
   typedef typename Vec<T>::V V; const T zeta = target.zeta; Closed<T> o;
   o.sum = others + top; o.no_y = zy == m ? others : o.sum - ey; o.bend = V{};
-  const V lg = log1p_of<T>(others / top), per = (lv * target.grad_scale) / o.sum;
+  const V lg = log1p_of<T>(others / top), factor = lv * target.grad_scale;
   o.lse = m + lg;
   if (LABELS) {
     const V gap = m - zy, far = lg + (wv != T(0) ? gap : V{});
     o.loss = wv * far; o.coefficient = wv;
     if (a->family != fx::CROSS_ENTROPY) family_rows<T>(a, ey, far, wv, &o);
   } else { o.loss = Q * lg + near; o.coefficient = Q; }
-  const V low = o.coefficient * o.no_y;
-  o.gy = low * -per;
+  o.gy = o.no_y * -(o.coefficient * factor / o.sum);
   if (zeta != 0) {
     o.loss += zeta * o.lse * o.lse; o.coefficient += 2 * zeta * o.lse;
-    o.gy = 2 * zeta * o.lse * (ey * per) - low * per;   // in this order a huge lse does not overflow before it is scaled
+    o.gy += 2 * zeta * o.lse * (ey * (factor / o.sum));   // in this order a huge lse does not overflow before it is scaled
   }
   o.loss = lv == T(0) ? V{} : o.loss * lv;
-  o.by = LABELS ? o.coefficient * per : o.coefficient * (lv * target.grad_scale) / o.sum;       // one rounding less, where roundings add up most
+  o.by = o.coefficient * factor / o.sum;
   return o;
 }
 
@@ -167,16 +165,16 @@ template <class T> __attribute__((noinline, cold)) static T limit_row(
     return q;
   }
   const Member zero = family_of(a, 0., 1., __builtin_inf());                  // every other class has probability 0
-  T others = 0; double loss = 0;
+  double mass = 0, low = 0;                                                   // of the other classes, and what its sum rounded off
   for (ptrdiff_t k = 0; k < K; k++) {
     const T w = target.w ? target.w[k] : T(1);
     const T q = w * (tp ? target.alpha * *(const T*)(tp + k * a->soft.cls) + target.beta : k == y ? target.top : target.beta);
-    if (k != at && q != 0) { others += q * T(zero.G); loss += q * zero.f; }
+    if (k != at) { const double next = q + low, sum = mass + next; low = next - (sum - mass); mass = sum; }
     if (g) g[k * step] = k == at ? T(0) : -q * T(zero.G) * weight * target.grad_scale;
     if (h) h[k * step] = k == at ? 2 * target.zeta * weight * target.hess_scale : T(0);
   }
-  if (g) g[at * step] = (target.zeta > 0 ? inf : others) * weight * target.grad_scale;
-  return target.zeta > 0 ? inf * weight : T(loss) * weight;
+  if (g) g[at * step] = (target.zeta > 0 ? inf : T(mass * zero.G)) * weight * target.grad_scale;
+  return target.zeta > 0 ? inf * weight : mass > 0 ? T(mass * zero.f) * weight : T(0);
 }
 
 }}  // namespace

@@ -73,7 +73,7 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
     auto close = [&](const bool sums) __attribute__((always_inline)) {
       for (ptrdiff_t r = 0; r < lanes; r += N) {
         const V er = *(const V*)(e + r), far = *(const V*)(gap + r), lv = sums ? V{} + T(1) : *(const V*)(weight + r), wv = sums ? V{} + T(1) : *(const V*)(wy + r);
-        const V at = er * C::unguard, per = (lv * target.grad_scale) * C::unguard; const IV yv = *(const IV*)(yi + r); V tail, by;
+        const V at = er * C::unguard, per = (wv * (lv * target.grad_scale)) * C::unguard; const IV yv = *(const IV*)(yi + r); V tail, by;
         if constexpr (K == 2) {
           const Softplus<V> s = softplus_of(at, per);
           tail = s.tail; by = sizeof(T) == 8 ? per / (T(1) + at) : s.quotient;               // in double the shared division costs an ulp
@@ -84,13 +84,12 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
         if (gradient) {
           V t[K]; const bool some = weighted && !sums; const IV dead = lv == T(0);
           if constexpr (K == 2) {
-            V G = wv * (far != T(0) ? V{} + whole : er) * by;
+            V G = (far != T(0) ? V{} + whole : er) * by;
             if (some) G = dead ? V{} : G;
             const UV late = (UV)yv << (int)(8 * sizeof(T) - 1);                              // the label's gradient is the negative one
             t[0] = (V)((UV)G ^ late ^ sign); t[1] = (V)((UV)G ^ late);
           } else {
             const V* const x = (const V*)(e_of + K * r); const V no_y = (yv == 0 ? x[1] : x[0]) + (yv == 2 ? x[1] : x[2]);
-            by *= wv;
             const V gy = no_y * -by;
             for (int k = 0; k < K; k++) {
               t[k] = yv == (I)k ? gy : x[k] * by;

@@ -29,10 +29,8 @@ def compute(*tasks):
         else:
             pressed.append(received)
 
-    def answer(*_):
-        if (
-            pressed and threading.get_ident() == caller
-        ):  # Dask may lend callbacks to other threads' computations
+    def answer(*_):  # which other threads may call: Dask lends callbacks to all computations
+        if pressed and threading.get_ident() == caller:
             handler(*pressed.pop())
 
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_feature_names, check_is_fitted
 
+from fastxent.dask._interrupts import compute
 from fastxent.dask._sources import Collections
 
 __all__ = ["OnDask", "lazy"]
@@ -158,7 +159,7 @@ class OnDask:
             return self.to_local().score(X, y, sample_weight)
         local = dask.delayed(self.to_local(), pure=False)
         right = dask.delayed(_right, pure=False)
-        found = dask.compute(*(right(local, *part) for part in Collections(X, y, sample_weight).parts))
+        found = compute(*(right(local, *part) for part in Collections(X, y, sample_weight).parts))
         hits, mass = np.sum(found, axis=0)
         return float(hits / mass)
 
