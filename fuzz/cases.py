@@ -389,18 +389,17 @@ def _shares(y, n_classes, rows, options, weight, axis=-1):
     return q.max(initial=0), total
 
 
-def _specified(y, options):
-    """Whether the answer is: not without checks for an infinite share of a target, nor a mean over subnormal shares.
+def _specified(y, weight, options):
+    """Whether the answer is: not without checks for infinite weights or targets, nor a mean over subnormal targets.
 
     The mean divides by the sum of the shares, and 1 / 1e-42 is beyond float32.
     """
-    if isinstance(y, (tuple, dict)):
-        return True
-    (values,) = _as_floats((y,))
-    subnormal = 0 < np.abs(values).max(initial=0) < np.finfo(np.float32).smallest_normal
-    return not (subnormal and options.get("reduction") == "mean") and (
-        options["check"] or not np.isinf(values).any()
-    )
+    targets = () if isinstance(y, (tuple, dict)) else _as_floats((y,))
+    weights = () if weight is None else _as_floats((weight,))
+    if not options["check"] and any(np.isinf(values).any() for values in (*targets, *weights)):
+        return False
+    most = max((np.abs(values).max(initial=0) for values in targets), default=0)
+    return options.get("reduction") != "mean" or not 0 < most < np.finfo(np.float32).smallest_normal
 
 
 def softmax(case):
@@ -408,8 +407,8 @@ def softmax(case):
     c = case.choices
     z, y, axis, n_classes, rows = _problem(case)
     options = _softmax_options(case, n_classes) | _how(case) | {"axis": axis}
-    case.specified = _specified(y, options)
     options["sample_weight"] = weight = case.weights(rows)
+    case.specified = _specified(y, weight, options)
 
     def of_gradient(upstream=1.0):
         largest, _ = _shares(y, n_classes, rows, options, weight, axis)
@@ -437,6 +436,7 @@ def softmax(case):
         )
     if kind == 2:
         upstream = case.numbers(rows) if options["reduction"] == "none" else 2.0
+        case.specified &= not any(np.isinf(each).any() for each in _as_floats((upstream,)))
         out = case.out(z)
         return case.twice(
             lambda b: fx.softmax_cross_entropy_backward(upstream, z, y, backend=b, out=out(), **options),
@@ -553,7 +553,7 @@ def family(case):
 def _methods(case, loss, z, y, shape, rows):
     c = case.choices
     weight, how = case.weights(rows), _how(case)
-    case.specified = _specified(y, how)
+    case.specified = _specified(y, weight, how)
     if isinstance(loss, (fx.DiceLoss, fx.TverskyLoss)) and weight is not None and not how["check"]:
         case.specified &= not (np.asarray(weight) < 0).any()  # sums around 0 in the denominator
     reduction = how.pop("reduction")
@@ -644,8 +644,8 @@ def linear(case):
     if c.byte() % 4 == 3:
         y = case.placed(case.numbers((n, k), dtypes, low=0.0))
     options = _softmax_options(case, k) | _how(case)
-    case.specified = _specified(y, options)
     options["sample_weight"] = case.weights((n,))
+    case.specified = _specified(y, options["sample_weight"], options)
     # One of an infinity and 0 is NaN where it is computed at all.
     compare = _tame(*(X.data if sparse.issparse(X) else X, W, bias, y))
     layer.LARGE_W = 1 if c.flag() else 1 << 16  # how both kinds of passes are reached with small arrays
@@ -700,6 +700,7 @@ def shards(case):
         "sample_weight": case.weights(rows),
         "check": not c.rarely(),
     }
+    case.specified = _specified(y, options["sample_weight"], options)
     keep = [at for at in range(len(parts)) if not c.rarely()]
 
     def states(backend):

@@ -454,6 +454,17 @@ def test_gradients_of_means_with_weights_of_any_size(backend, n_classes, weight,
         np.testing.assert_allclose(found, grad, rtol=2e-6, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 5, 70, 700])
+def test_unchecked_wrong_labels_leave_lse_as_it_is(backend, dtype, n_classes):
+    z, y = problem("label", dtype, n_rows=3, n_classes=n_classes)
+    z[1, 1] = np.inf
+    _, expected = fx.softmax_cross_entropy_forward(z, y, reduction="none", backend=backend)
+    loss, lse = fx.softmax_cross_entropy_forward(z, y - 9999, reduction="none", check=False, backend=backend)
+    assert np.isnan(loss).all()
+    assert expected[1] == np.inf
+    assert_array_equal(lse, expected)
+
+
 @pytest.mark.parametrize("n_classes", [5, 70, 700])
 def test_gradient_of_an_infinite_logit_is_the_mass_of_the_others(backend, dtype, n_classes):
     z, y = problem("label", dtype, n_rows=3, n_classes=n_classes)

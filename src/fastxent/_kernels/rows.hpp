@@ -153,28 +153,31 @@ template <class T> __attribute__((noinline, cold)) static T limit_row(
     const SoftmaxRows* a, const Target<T>& target, ptrdiff_t i, int64_t y, T weight, T* g, T* h, ptrdiff_t step, T* lse) {
   const ptrdiff_t K = a->classes, inner = a->inner; const T inf = T(__builtin_inf()), inverse = T(1 / a->temperature);
   const char* const zp = run_at(a->logits, inner, i, 1).at; const char* const tp = a->soft.data ? run_at(a->soft, inner, i, 1).at : 0;
-  const T* bias = (const T*)a->bias; ptrdiff_t at = -1, count = 0; bool nan = weight != weight;
+  const T* bias = (const T*)a->bias; ptrdiff_t at = -1, count = 0; bool nan = false;
   for (ptrdiff_t k = 0; k < K; k++) {
     const T u = logit_at(a, zp, inverse, bias, k);
     nan |= u != u; if (u == inf) { at = k; count++; }
   }
   *lse = nan || count != 1 ? T(__builtin_nan("")) : inf;
-  if (*lse != inf || weight == 0) {
-    const T q = weight == 0 ? T(0) : *lse;
+  if (*lse != inf || weight == 0 || weight != weight) {
+    const T q = weight == 0 ? T(0) : T(__builtin_nan(""));
     for (ptrdiff_t k = 0; k < K; k++) { if (g) g[k * step] = q; if (h) h[k * step] = q; }
     return q;
   }
   const Member zero = family_of(a, 0., 1., __builtin_inf());                  // every other class has probability 0
-  double mass = 0, low = 0;                                                   // of the other classes, and what its sum rounded off
+  double mass = 0, low = 0, loss = 0;                                         // mass of the other classes, and what its sum rounded off
   for (ptrdiff_t k = 0; k < K; k++) {
     const T w = target.w ? target.w[k] : T(1);
     const T q = w * (tp ? target.alpha * *(const T*)(tp + k * a->soft.cls) + target.beta : k == y ? target.top : target.beta);
-    if (k != at) { const double next = q + low, sum = mass + next; low = next - (sum - mass); mass = sum; }
+    if (k != at && q != 0) {
+      const double next = q + low, sum = mass + next; low = next - (sum - mass); mass = sum;
+      loss += q * zero.f;
+    }
     if (g) g[k * step] = k == at ? T(0) : -q * T(zero.G) * weight * target.grad_scale;
     if (h) h[k * step] = k == at ? 2 * target.zeta * weight * target.hess_scale : T(0);
   }
   if (g) g[at * step] = (target.zeta > 0 ? inf : T(mass * zero.G)) * weight * target.grad_scale;
-  return target.zeta > 0 ? inf * weight : mass > 0 ? T(mass * zero.f) * weight : T(0);
+  return target.zeta > 0 ? inf * weight : T(loss) * weight;
 }
 
 }}  // namespace
