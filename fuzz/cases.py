@@ -390,14 +390,17 @@ def _shares(y, n_classes, rows, options, weight, axis=-1):
 
 
 def _specified(y, weight, options):
-    """Whether the answer is: not without checks for infinite weights or targets, nor a mean over subnormal targets.
+    """Whether the answer is: not for what checks refuse but labels and NaN, nor for a mean over subnormal shares.
 
     The mean divides by the sum of the shares, and 1 / 1e-42 is beyond float32.
     """
-    targets = () if isinstance(y, (tuple, dict)) else _as_floats((y,))
-    weights = () if weight is None else _as_floats((weight,))
-    if not options["check"] and any(np.isinf(values).any() for values in (*targets, *weights)):
-        return False
+    targets = [] if isinstance(y, (tuple, dict)) else list(_as_floats((y,)))
+    weights = [] if weight is None else list(_as_floats((weight,)))
+    if not options["check"]:
+        if any(np.isinf(values).any() for values in targets + weights):
+            return False
+        if any((values < 0).any() for values in targets) and np.asarray(y).dtype.kind not in "iu":
+            return False
     most = max((np.abs(values).max(initial=0) for values in targets), default=0)
     return options.get("reduction") != "mean" or not 0 < most < np.finfo(np.float32).smallest_normal
 

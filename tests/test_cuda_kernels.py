@@ -509,17 +509,18 @@ def test_sigmoid(machine, dtype, targets, weighted, member):
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
 @pytest.mark.parametrize("n", [3, 300])
 def test_totals(machine, n, soft):
-    """Denominators: weights of labels or of distributions without ignored rows; the same bits twice."""
+    """Denominators: weights of labels or of distributions without ignored rows, 1 for a NaN; the same bits twice."""
     from fastxent import _core_numpy
 
     rng = np.random.default_rng(14)
     n, k = (n // 10 + 2 if soft else n), 5  # soft targets take a warp to a row
     y = rng.random((n, k, 1)).astype(np.float32) if soft else rng.integers(0, k, (n, 1))
-    if not soft:
-        y[1] = -100
     v, w = rng.random((n, 1)).astype(np.float32), rng.random(k).astype(np.float32)
+    v[0] = np.nan
+    if not soft:
+        y[1:3, 0] = -100, k
     expected, _, bad = _core_numpy.target_totals(y, v, w, k, -100, 1)
-    assert bad == -1
+    assert bad == (-1 if soft else 2)
     totals = [
         machine.get(
             machine.launch.totals_launch(

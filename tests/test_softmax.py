@@ -465,6 +465,28 @@ def test_unchecked_wrong_labels_leave_lse_as_it_is(backend, dtype, n_classes):
     assert_array_equal(lse, expected)
 
 
+@pytest.mark.parametrize("kind", ["label", "soft"])
+@pytest.mark.parametrize("n_classes", [2, 5, 70, 300])
+def test_unchecked_nan_stays_in_its_row(backend, dtype, kind, n_classes):
+    """Of a mean, the NaN's own row counts as one of weight 1."""
+    z, y = problem(kind, dtype, n_rows=6, n_classes=n_classes)
+    v = np.arange(1, 7, dtype=dtype)
+    v[2] = 1
+    _, expected = fx.softmax_cross_entropy_with_grad(z, y, sample_weight=v, backend=backend)
+    v[2] = np.nan
+    _, grad = fx.softmax_cross_entropy_with_grad(z, y, sample_weight=v, check=False, backend=backend)
+    assert np.isnan(grad[2]).all()
+    assert_array_equal(np.delete(grad, 2, 0), np.delete(expected, 2, 0))
+
+
+def test_unchecked_nan_target_of_one_class(backend, dtype):
+    y = np.full((1, 1), np.nan, dtype)
+    for z in (0, np.inf):
+        given = np.full((1, 1), z, dtype), y
+        loss, grad = fx.softmax_cross_entropy_with_grad(*given, reduction="sum", check=False, backend=backend)
+        assert np.isnan([loss, grad[0, 0]]).all()
+
+
 @pytest.mark.parametrize("n_classes", [5, 70, 700])
 def test_gradient_of_an_infinite_logit_is_the_mass_of_the_others(backend, dtype, n_classes):
     z, y = problem("label", dtype, n_rows=3, n_classes=n_classes)

@@ -18,8 +18,14 @@ ZERO, INF = float64(0), float64(math.inf)
 AT_ONCE = 8  # partial sums that a thread has on their way together: one block waits for all of them
 
 
+@cuda.jit(device=True, forceinline=True)
+def counted(weight):
+    """The weight; 1 for a NaN, which is left to its row."""
+    return weight if weight == weight else float64(1)
+
+
 def label_totals_kernel():
-    """Weight v w_y, or 1, of the rows that are not ignored: a partial sum per block."""
+    """Weight v w_y, or 1, of the rows that are not ignored (w_0 where the label is wrong): a partial sum per block."""
     group_sum = team(BLOCK).sum
 
     def kernel(
@@ -36,8 +42,8 @@ def label_totals_kernel():
                 if flags & BAD and not inside:
                     on.raise_to(BAD_ROW, n_rows - row)
                 value = float64(1)
-                if flags & WEIGHT:
-                    value = float64(W[outer * w_outer + inner * w_inner])
+                if flags & WEIGHT and inside:
+                    value = counted(float64(W[outer * w_outer + inner * w_inner]))
                 if flags & CLASS_WEIGHT and value != ZERO:
                     value *= float64(CW[y]) if inside else float64(CW[0])
                 total += value
@@ -75,7 +81,7 @@ def soft_totals_kernel():
             mass = lanes_sum(mass, ZERO, shared, uint32(FULL))
             value = float64(1)
             if flags & WEIGHT:
-                value = float64(W[outer * w_outer + inner * w_inner])
+                value = counted(float64(W[outer * w_outer + inner * w_inner]))
             if lane == 0 and value != ZERO:
                 total += mass * value
             row += int64(cuda.gridDim.x) * cuda.blockDim.x >> 5

@@ -153,13 +153,14 @@ template <class T> __attribute__((noinline, cold)) static T limit_row(
     const SoftmaxRows* a, const Target<T>& target, ptrdiff_t i, int64_t y, T weight, T* g, T* h, ptrdiff_t step, T* lse) {
   const ptrdiff_t K = a->classes, inner = a->inner; const T inf = T(__builtin_inf()), inverse = T(1 / a->temperature);
   const char* const zp = run_at(a->logits, inner, i, 1).at; const char* const tp = a->soft.data ? run_at(a->soft, inner, i, 1).at : 0;
-  const T* bias = (const T*)a->bias; ptrdiff_t at = -1, count = 0; bool nan = false;
+  const T* bias = (const T*)a->bias; ptrdiff_t at = -1, count = 0; bool nan = false, wrong = weight != weight;
   for (ptrdiff_t k = 0; k < K; k++) {
     const T u = logit_at(a, zp, inverse, bias, k);
     nan |= u != u; if (u == inf) { at = k; count++; }
+    if (tp) { const T t = *(const T*)(tp + k * a->soft.cls); wrong |= t != t; }
   }
   *lse = nan || count != 1 ? T(__builtin_nan("")) : inf;
-  if (*lse != inf || weight == 0 || weight != weight) {
+  if (*lse != inf || weight == 0 || wrong) {
     const T q = weight == 0 ? T(0) : T(__builtin_nan(""));
     for (ptrdiff_t k = 0; k < K; k++) { if (g) g[k * step] = q; if (h) h[k * step] = q; }
     return q;

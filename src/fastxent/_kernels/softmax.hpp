@@ -163,13 +163,14 @@ template <class T> static bool checked_sum(const T* t, ptrdiff_t n, double* sum)
 template <class T> static void totals(const SoftmaxRows* a, ptrdiff_t begin, ptrdiff_t end, char*, BlockOut* out) {
   const T* const w = (const T*)a->class_weight; double total = 0;
   int64_t y[GROUP]; T weight[GROUP];
+  auto counted = [](T v) -> double { return v == v ? v : T(1); };            // a NaN is left to its row
   for (ptrdiff_t i0 = begin; i0 < end; i0 += GROUP) {
     const ptrdiff_t nb = end - i0 < GROUP ? end - i0 : GROUP;
     const int64_t before = out->counted;
     take_rows<T>(a, i0, nb, y, weight, out);
     if (a->labels.data) {
       if (!w && !a->weight.data) { total += (double)(out->counted - before); continue; }
-      for (ptrdiff_t r = 0; r < nb; r++) { const double v = weight[r] == weight[r] ? weight[r] : T(1); total += v == 0 ? 0 : v * (w ? w[y[r]] : T(1)); }
+      for (ptrdiff_t r = 0; r < nb; r++) { const double v = counted(weight[r]); total += v == 0 ? 0 : v * (w ? w[y[r]] : T(1)); }
     } else {
       const bool in_line = a->inner == 1 && a->soft.cls == sizeof(T) && a->soft.outer == a->classes * (ptrdiff_t)sizeof(T);
       double block = 0;
@@ -180,7 +181,7 @@ template <class T> static void totals(const SoftmaxRows* a, ptrdiff_t begin, ptr
         if (cls == sizeof(T) && !w) right = checked_sum((const T*)tp, K, &sum);
         else for (ptrdiff_t k = 0; k < K; k++) { const T t = *(const T*)(tp + k * cls); sum += (double)t * (w ? w[k] : T(1)); right &= is_share<T>(t); }
         if (!right && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
-        if (weight[r] != 0) total += sum * weight[r];
+        if (weight[r] != 0) total += sum * counted(weight[r]);
       }
     }
   }
