@@ -127,8 +127,9 @@ template <class T, int MODE> FX_INLINE void row_scale(T* e, const T* goal, const
 // A gradient larger than the cache goes past it, each row while the exponentials of the next one are computed: memory is neither read for
 // lines that are written whole, nor idle.  From 400 classes in float on that takes 0.7 to 0.8 of the time (AMD Zen 4).
 //
-// A load waits for an earlier store whose address ends in the same 12 bits.  So a row leaves LAG lines behind the loads of the next (its
-// lines mostly end as the logits' do), and e lies 512 bytes or more from the logits and from the e that is leaving, modulo 4096.
+// A load waits for an earlier store whose address ends in the same 12 bits.  So a row leaves LAG lines behind the loads of the next, three
+// times as many where those would end as the loads do, and e lies 512 bytes or more from the logits and from the e that is leaving,
+// modulo 4096.
 template <class T, int MODE> struct Leaving {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose; enum { N = Vec<T>::N, LINE = 64 / sizeof(T), LAG = 4, PAGE = 4096, SPARE = PAGE + 64, APART = 512 };
   Gradient<T, MODE> g; T* to = 0; ptrdiff_t at = 0, body = 0, label = 0; T gy = 0;    // whole lines of `to`: [0, body)
@@ -156,8 +157,9 @@ template <class T, int MODE> struct Leaving {
     from.e += head; from.goal += MODE >= SOFT ? head : 0; from.w += from.w ? head : 0;
     g = from; to = row + head; at = -LAG * LINE; body = lines; label = own - head; gy = own_g;
   }
-  // Where the e of the logits at z may lie in `room`, of a row and SPARE bytes
-  T* place(char* room, const char* z) const {
+  // Where the e of the logits at z may lie in `room`, of a row and SPARE bytes; what is leaving keeps its distance too
+  T* place(char* room, const char* z) {
+    if (((size_t)to - (size_t)z - LAG * 64 + 128) % PAGE < 384) at = -3 * LAG * LINE;
     room += -(size_t)room % 64;
     auto apart = [&](size_t offset) { return room + (((size_t)z + offset - (size_t)room) & (PAGE - 64)); };
     char* const e = apart(PAGE / 4);
