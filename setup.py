@@ -42,6 +42,9 @@ THREADS = os.environ.get("FASTXENT_THREADS", "1") != "0"
 # CPython's own CFLAGS carry -g, which makes the extension five times as large: hence -g0.
 CFLAGS = ["-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 CFLAGS += ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"] if DEBUG else ["-O3", "-g0"]
+# They carry -fwrapv too, with which kernels take up to 1.14 times as long where the data comes from memory; and UBSan is
+# blind to signed overflow then. Cython's own sources keep it.
+KERNEL_FLAGS = ["-fno-wrapv"]
 LDFLAGS = []
 if THREADS:
     CFLAGS.append("-pthread")
@@ -71,8 +74,8 @@ class Build(build_ext):
         link = self.use_clang_cl() if self.compiler.compiler_type == "msvc" else LDFLAGS
         known = [isa for isa in ISA if IS_X86_64 and self.accepts(isa)]
         macros = MACROS + [(f"FX_NO_{isa.upper()}", "1") for isa in ISA if isa not in known]
-        kernels = {f"{KERNELS}{name}.cpp": [] for name in ("team", "isa_baseline")}
-        kernels |= {f"{KERNELS}isa_{isa}.cpp": ISA[isa] for isa in known}
+        kernels = {f"{KERNELS}{name}.cpp": KERNEL_FLAGS for name in ("team", "isa_baseline")}
+        kernels |= {f"{KERNELS}isa_{isa}.cpp": KERNEL_FLAGS + ISA[isa] for isa in known}
         compiler = getattr(self.compiler, "compiler_so_cxx", None)
         record = self.record([compiler, CFLAGS, LDFLAGS, macros, kernels])
         for ext in self.extensions:

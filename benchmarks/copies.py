@@ -4,7 +4,9 @@
 
 The unit is the better of numpy.copyto and torch's copy_ of the logits. What stands in one row of the table was timed in
 the same rounds, each in an order of its own (medians of 7), since machines are noisy: read the ratios, not the times.
-A pause goes before each call.  Tensors are larger than the last-level cache; outputs are touched before.  The first
+A pause goes before each call, in which the caller stays awake: after a sleep a processor, a virtual one above all, is
+slower for some milliseconds, and arithmetic more so than a copy.  Tensors are larger than the last-level cache; outputs
+are touched before.  The first
 table's ratios are medians of three such measurements, each with new arrays: times depend on the pages an array got.
 """
 # ruff: noqa: B023 (every closure is called within its own turn of the loop)
@@ -30,6 +32,13 @@ PAUSE = 0.15
 rng = np.random.default_rng(0)
 
 
+def pause():
+    """Wait, awake."""
+    end = time.perf_counter() + PAUSE
+    while time.perf_counter() < end:
+        pass
+
+
 def medians(calls):
     """Median seconds of each call, all called in turns."""
     times = {name: [] for name in calls}
@@ -40,7 +49,7 @@ def medians(calls):
         rng.shuffle(order)  # what one call leaves in the caches is no longer the same next one's
         for name in order:
             call = calls[name]
-            time.sleep(PAUSE)
+            pause()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
