@@ -42,8 +42,8 @@ THREADS = os.environ.get("FASTXENT_THREADS", "1") != "0"
 # CPython's own CFLAGS carry -g, which makes the extension five times as large: hence -g0.
 CFLAGS = ["-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 CFLAGS += ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"] if DEBUG else ["-O3", "-g0"]
-# They carry -fwrapv too, with which kernels take up to 1.14 times as long where the data comes from memory; and UBSan is
-# blind to signed overflow then. Cython's own sources keep it.
+# CPython's CFLAGS carry -fwrapv too, with which kernels take up to 1.14 times as long where the data comes from memory,
+# and UBSan is blind to signed overflow. Cython's own sources keep it.
 KERNEL_FLAGS = ["-fno-wrapv"]
 LDFLAGS = []
 if THREADS:
