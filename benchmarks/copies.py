@@ -6,8 +6,8 @@ The unit is the better of numpy.copyto and torch's copy_ of the logits. What sta
 the same rounds, each in an order of its own (medians of 7), since machines are noisy: read the ratios, not the times.
 A pause goes before each call, in which the caller stays awake: after a sleep a processor, a virtual one above all, is
 slower for some milliseconds, and arithmetic more so than a copy.  Tensors are larger than the last-level cache; outputs
-are touched before.  The first
-table's ratios are medians of three such measurements, each with new arrays: times depend on the pages an array got.
+are touched before.  The first table's ratios are medians of three such measurements, each with new arrays: times depend
+on the pages an array got.
 """
 # ruff: noqa: B023 (every closure is called within its own turn of the loop)
 

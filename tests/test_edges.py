@@ -794,11 +794,8 @@ def test_gradients_past_the_cache(dtype, n_classes, offset):
         ("float32", 400, 0),
         ("float32", 509, 3),
         ("float32", 4096, 1),
-        (
-            "float32",
-            960,
-            0,
-        ),  # these three leave further behind, for their lines would end as the next row's do
+        # these three leave further behind, for their lines would end as the next row's do
+        ("float32", 960, 0),
         ("float32", 4096, 80),
         ("float32", 200, 264),
         ("float32", 50257, 5),
