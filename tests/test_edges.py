@@ -180,6 +180,51 @@ def test_ignored_rows(backend, dtype, ignore):
     assert_array_equal(grad[live], rest[1])
 
 
+@pytest.mark.parametrize("rows", [[300], range(0, 768, 5), range(256, 512)], ids=["one", "many", "a block"])
+@pytest.mark.parametrize("ignore", [1, -100])
+@pytest.mark.parametrize("n_classes", [2, 3, 5, 10, 30, 100])
+def test_blocks_with_rows_that_do_not_count(backend, dtype, n_classes, ignore, rows):
+    """Whole blocks of rows, some of which are ignored, by a class or by another label: the others' bits stay."""
+    z = normal((768, n_classes), dtype)
+    y = np.random.default_rng(1).choice([k for k in range(n_classes) if k != ignore], 768)
+    losses, grad = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", backend=backend)
+    dead = np.isin(np.arange(768), rows)
+    y[dead] = ignore
+    options = dict(ignore_index=ignore, backend=backend)
+    found, slope = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", **options)
+    assert_array_equal(found, np.where(dead, 0, losses))
+    assert_array_equal(slope, np.where(dead[:, None], 0, grad))
+    loss, slope = fx.softmax_cross_entropy_with_grad(z, y, **options)
+    live = np.sum(~dead)
+    eps = np.finfo(dtype).eps
+    assert_allclose(loss, losses[~dead].sum(dtype="float64") / live, rtol=4 * eps)
+    assert_allclose(slope, np.where(dead[:, None], 0, grad / live), rtol=4 * eps, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint8", "big-endian", "strided", "reversed", "unaligned"])
+@pytest.mark.parametrize("n_classes", [2, 3, 5, 30])
+def test_blocks_of_labels_of_any_kind(backend, dtype, n_classes, kind):
+    """However labels are stored, the bits are those of int64 in one piece; a wrong one is found in any block."""
+    z = normal((800, n_classes), dtype)
+    y = np.random.default_rng(1).integers(0, n_classes, 800)
+    make = {
+        "strided": lambda y: np.repeat(y, 2)[::2],
+        "reversed": lambda y: y[::-1].copy()[::-1],
+        "unaligned": lambda y: np.frombuffer(b"x" + y.tobytes(), np.int64, offset=1),
+        "big-endian": lambda y: y.astype(">i8"),
+    }.get(kind, lambda y: y.astype(kind))
+    expected = fx.softmax_cross_entropy_with_grad(z, y, backend=backend)
+    loss, grad = fx.softmax_cross_entropy_with_grad(z, make(y), backend=backend)
+    assert loss == expected[0]
+    assert_array_equal(grad, expected[1])
+    y[[511, 600]] = n_classes
+    with pytest.raises(ValueError, match=rf"targets\[511\] = {n_classes} "):
+        fx.softmax_cross_entropy_with_grad(z, make(y), backend=backend)
+    loss, grad = fx.softmax_cross_entropy_with_grad(z, make(y), check=False, backend=backend)
+    assert np.isnan(loss)
+    assert_array_equal(np.isnan(grad).all(1), np.isin(np.arange(800), [511, 600]))
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("n_classes", [1, 2, 5, 40, 200, 2000])
 def test_log_sum_exp_of_rows_that_do_not_count(backend, dtype, n_classes, order):
@@ -762,9 +807,12 @@ def test_layouts_of_sigmoid_inputs(backend, dtype, layout):
 
 @pytest.mark.compiled
 @pytest.mark.parametrize(
-    ("dtype", "n_classes"), [("float32", k) for k in (2, 3, 4, 10, 26, 127, 1003)] + [("float64", 3)]
+    ("dtype", "n_classes"),
+    [("float32", k) for k in (2, 3, 4, 7, 10, 26, 127, 1003)] + [("float64", 3), ("float64", 7)],
 )
-@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(
+    "offset", [0, 1, 12]
+)  # 12: most often a whole line, for NumPy's arrays begin 16 bytes into one
 def test_gradients_past_the_cache(dtype, n_classes, offset):
     """From 32 MiB on gradients are stored past the cache, unless they take the logits' place: the same bits."""
     rng = np.random.default_rng(n_classes)
@@ -775,13 +823,16 @@ def test_gradients_past_the_cache(dtype, n_classes, offset):
     )
     odd = rng.integers(0, n, 60)
     z[odd, rng.integers(0, n_classes, 60)] = np.resize([np.inf, -np.inf, np.nan], 60)
-    out = np.full(n * n_classes + 1, -9, dtype)[offset:][: n * n_classes].reshape(n, n_classes)
+    memory = np.full(n * n_classes + 32, -9, dtype)
+    out = memory[offset:][: n * n_classes].reshape(n, n_classes)
     loss, grad = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", out=out, backend="cpu")
     there, grad_there = fx.softmax_cross_entropy_with_grad(z, y, reduction="none", out=z, backend="cpu")
     assert grad is out
     assert grad_there is z
     assert_array_equal(loss, there)
     assert_array_equal(out, z)
+    assert (memory[:offset] == -9).all()
+    assert (memory[out.size + offset :] == -9).all()
 
 
 @pytest.mark.compiled
@@ -876,7 +927,8 @@ def test_rows_more_than_four_gigabytes_apart(tmp_path, code):
     big[:, :6] = z
     far = np.asarray(big)[:, :6]
     assert far.strides[0] == stride * z.itemsize
-    expected = fx.softmax_cross_entropy_with_grad(z, [0, 1, 5], backend="cpu")
+    near = np.concatenate([z, z], axis=1)[:, :6]  # rows that do not touch, as there
+    expected = fx.softmax_cross_entropy_with_grad(near, [0, 1, 5], backend="cpu")
     loss, grad = fx.softmax_cross_entropy_with_grad(far, [0, 1, 5], backend="cpu")
     assert loss == expected[0]
     assert_array_equal(grad, expected[1])
@@ -888,7 +940,7 @@ def test_rows_more_than_four_gigabytes_apart(tmp_path, code):
     labels = np.memmap(tmp_path / "labels", "i1", "w+", shape=(3, 2**32))
     labels[:, 0] = [0, 1, 5]
     spread = np.asarray(labels)[:, 0]
-    assert fx.softmax_cross_entropy(z, spread, backend="cpu") == loss
+    assert fx.softmax_cross_entropy(near, spread, backend="cpu") == loss
     targets = (z > 0).astype(code)
     assert fx.sigmoid_cross_entropy(far, targets, backend="cpu") == fx.sigmoid_cross_entropy(
         z, targets, backend="cpu"

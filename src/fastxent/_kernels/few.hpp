@@ -50,20 +50,17 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
   static_assert(MOST >= N * MOST_COLUMNS, "a block holds a vector of rows");
   const ptrdiff_t K = KNOWN ? KNOWN : a->classes, rows = FEW_ROWS * K <= MOST ? (ptrdiff_t)FEW_ROWS : MOST / K / N * N;
   const Target<T> target(a); const T* const w = target.w; const T beta = target.beta, alpha = target.alpha, inf = T(__builtin_inf());
-  alignas(64) T weight[FEW_ROWS], wy[FEW_ROWS], M[FEW_ROWS], ZY[FEW_ROWS], EY[FEW_ROWS], TOP[FEW_ROWS], OTHERS[FEW_ROWS], L[FEW_ROWS], LSE[FEW_ROWS];
+  alignas(64) T M[FEW_ROWS], ZY[FEW_ROWS], EY[FEW_ROWS], TOP[FEW_ROWS], OTHERS[FEW_ROWS]; Packed<T, FEW_ROWS> block;
   alignas(64) T x_of[NUMBERS], q_of[MODE == SOFT ? NUMBERS : 1], NEAR[MODE == LABEL ? 1 : FEW_ROWS], QS[MODE == SOFT ? FEW_ROWS : 1];
   alignas(64) T g[MOST + N], wide_z[MOST + N], pad[N * (KNOWN ? KNOWN : (int)MOST_COLUMNS) + N], pad_soft[MODE == SOFT ? N * MOST_COLUMNS + N : 1];
-  alignas(64) I yi[FEW_ROWS]; int64_t y[FEW_ROWS]; double total = 0; VShift<T> shifts[FEW_ROWS / N];
+  double total = 0; VShift<T> shifts[FEW_ROWS / N];
   const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage), past = a->stream && as_is;
   const bool plain = MODE == LABEL && a->family == fx::CROSS_ENTROPY && a->z_loss == 0;
   const ptrdiff_t item = item_size<T>(a->storage), ahead = rows_ahead(K * item, N);
-  for (ptrdiff_t r = 0; r < FEW_ROWS; r++) wy[r] = T(1);
+  Lines<T> onward(gradient ? a->grad.data + begin * K * item : 0);
   for (ptrdiff_t i0 = begin; i0 < end; i0 += rows) {
     const ptrdiff_t nb = end - i0 < rows ? end - i0 : rows, lanes = (nb + N - 1) / N * N;
-    const bool even = take_rows<T>(a, i0, nb, y, weight, out) && !w && nb == lanes;
-    for (ptrdiff_t r = nb; r < lanes; r++) { y[r] = 0; weight[r] = 0; }
-    for (ptrdiff_t r = 0; r < lanes; r++) yi[r] = (I)y[r];
-    if (w) for (ptrdiff_t r = 0; r < lanes; r++) wy[r] = w[y[r]];
+    const bool even = block.take(a, w, i0, nb, lanes, out);
     const char* const from = a->logits.data + i0 * K * item;
     if (!as_is) widen_run(a->storage, from, nb * K, wide_z);
     IV unlimited = ~IV{}; Wide<T> sum;
@@ -85,10 +82,10 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       if (FETCHED) {
         alignas(64) T own[N];
 #pragma GCC unroll 16
-        for (int i = 0; i < N; i++) own[i] = z[i * K + y[r + i]];
+        for (int i = 0; i < N; i++) own[i] = z[i * K + block.y[r + i]];
         zy = *(const V*)own;
       } else if (MODE != SOFT) {
-        const IV yv = *(const IV*)(yi + r); const V* const u = KNOWN ? c : x;
+        const IV yv = *(const IV*)(block.y + r); const V* const u = KNOWN ? c : x;
         zy = u[0];
 #pragma GCC unroll 10
         for (ptrdiff_t k = 1; k < K; k++) zy = yv == (I)k ? u[k] : zy;
@@ -97,7 +94,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     }
     for (ptrdiff_t r = 0; r < lanes; r += N) {
       const char* const next = a->logits.data + (i0 + r + (i0 + r + ahead + N <= end ? ahead : 0)) * K * item;
-      const IV yv = *(const IV*)(yi + r); const V m = *(const V*)(M + r); const VShift<T> sh = shifts[r / N];
+      const IV yv = *(const IV*)(block.y + r); const V m = *(const V*)(M + r); const VShift<T> sh = shifts[r / N];
       V* const x = (V*)(x_of + r * K); V* const q = (V*)(q_of + (MODE == SOFT ? r * K : 0));
       TopAndOthers<T> es[CH]; V ey = {}, nears[CH] = {}, Qs[CH] = {}; IV odd = {};
       auto column = [&](ptrdiff_t k, int c, bool first) __attribute__((always_inline)) {
@@ -129,11 +126,13 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       }
     }
     char* const to = gradient ? a->grad.data + i0 * K * item : 0; Outgoing sent = {(const char*)g, to, nb * K * item, 0};
-    const bool limits = any_of(~unlimited), direct = KNOWN && as_is && !past && nb == lanes && !limits; T* const into = direct ? (T*)to : g;
+    const bool limits = any_of(~unlimited), even_run = KNOWN && as_is && nb == lanes && !limits, direct = even_run && !past, straight = even_run && past && onward.possible;
+    T* const into = direct ? (T*)to : g;
+    if constexpr (Lines<T>::POSSIBLE && KNOWN) if (!straight && gradient) onward.end(to);
     // `sums`: no weights and no limits, and only sums of losses are wanted
     auto close = [&](const bool sums) __attribute__((always_inline)) {
       for (ptrdiff_t r = 0; r < lanes; r += N) {
-        const IV yv = *(const IV*)(yi + r); const V lv = sums ? V{} + T(1) : *(const V*)(weight + r), wv = sums ? V{} + T(1) : *(const V*)(wy + r);
+        const IV yv = *(const IV*)(block.y + r); const V lv = sums ? V{} + T(1) : *(const V*)(block.weight + r), wv = sums ? V{} + T(1) : *(const V*)(block.wy + r);
         const V m = *(const V*)(M + r), zy = *(const V*)(ZY + r), ey = *(const V*)(EY + r), top = *(const V*)(TOP + r), others = *(const V*)(OTHERS + r);
         V near = {}, Q = {};
         if (MODE == SOFT) { near = *(const V*)(NEAR + r); Q = *(const V*)(QS + r); }
@@ -147,7 +146,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
           row = close_gradients<T>(target, m, zy, ey, top, others, wv, lv);
           row.lse = m + lg; row.loss = lv == T(0) ? V{} : loss * lv;
         } else row = close_rows<T, MODE == LABEL>(a, target, m, zy, ey, top, others, wv, lv, Q, near);
-        if (!sums) { *(V*)(L + r) = row.loss; *(V*)(LSE + r) = row.lse; }
+        if (!sums) { *(V*)(block.L + r) = row.loss; *(V*)(block.LSE + r) = row.lse; }
         sum.add(row.loss);
         if (gradient) {
           V* const x = (V*)(x_of + r * K); const V* const q = (const V*)(q_of + (MODE == SOFT ? r * K : 0)); V c[KNOWN ? KNOWN : 1]; V* const d = KNOWN ? c : x;
@@ -158,6 +157,9 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
             d[k] = MODE == LABEL ? (yv == (I)k ? row.gy : by) : by - (MODE == SOFT ? q[k] : yv == (I)k ? V{} + target.top : V{} + beta) * factor;
           }
           if (weighted && !sums) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) d[k] = dead ? V{} : d[k]; }
+          if constexpr (Lines<T>::POSSIBLE && KNOWN) {
+            if (straight) { V line[KNOWN]; rows_of<T, KNOWN>(d, K, (T*)line); onward.template put<KNOWN>(line, to + r * K * item); continue; }
+          }
           rows_of<T, KNOWN>(d, K, into + r * K);
           if (KNOWN && past && r + N < nb) sent.some((r + N) * K * item);
         }
@@ -165,22 +167,16 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
     };
     if (even && !a->loss.data && !a->lse.data && !limits) close(true);
     else close(false);
-    if (__builtin_expect(limits, 0)) {
-      for (ptrdiff_t r = 0; r < nb; r++)
-        if (!(LSE[r] > -inf && LSE[r] < inf))
-          L[r] = limit_row<T>(a, target, i0 + r, MODE == SOFT ? -1 : y[r], weight[r], gradient ? g + r * K : 0, (T*)0, 1, LSE + r);
-      sum = Wide<T>(); sent.sent = 0;
-      for (ptrdiff_t r = 0; r < lanes; r += N) sum.add(*(const V*)(L + r));
-    }
+    if (__builtin_expect(limits, 0)) { sum = block.limits(a, target, i0, nb, lanes, g); sent.sent = 0; }
     total += sum.total();
-    if (gradient) {
+    if (gradient && !straight) {
       if (!as_is) narrow_run(a->storage, g, nb * K, to);
       else if (past) sent.rest();
       else if (!direct) __builtin_memcpy(to, g, nb * K * item);
     }
-    if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
-    if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);
+    block.store(a, i0, nb);
   }
+  if constexpr (Lines<T>::POSSIBLE && KNOWN) if (gradient) onward.end(a->grad.data + end * K * item);
   if (a->stream) finish_stream();
   out->loss += total;
 }

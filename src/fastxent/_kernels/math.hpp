@@ -370,6 +370,14 @@ template <class T> FX_INLINE void stream_vector(char* to, const typename Vec<T>:
   __builtin_memcpy(to, &x, sizeof x);
 #endif
 }
+#if FX_BYTES == 64
+// Lane l is number pick[l] of the two vectors' numbers, those of a first.
+template <class T> FX_INLINE typename Vec<T>::V of_two(const typename Vec<T>::V a, const typename Vec<T>::V b, const typename Vec<T>::IV pick) {
+  typedef typename Vec<T>::V V;
+  if constexpr (sizeof(T) == 4) return (V)_mm512_permutex2var_ps((__m512)a, (__m512i)pick, (__m512)b);
+  else return (V)_mm512_permutex2var_pd((__m512d)a, (__m512i)pick, (__m512d)b);
+}
+#endif
 // A run of bytes on its way past the cache, a few whole lines at a time while something else is computed.
 struct Outgoing {
   const char* from; char* to; ptrdiff_t bytes, sent;

@@ -19,17 +19,14 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
   typedef Num<T> C; typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; typedef typename Vec<T>::UV UV; typedef typename C::I I; enum { N = Vec<T>::N, ROWS = LEAST_ROWS };
   const Target<T> target(a); const T* const w = target.w; const T inf = T(__builtin_inf()), whole = T(1) / C::unguard;
   const UV sign = UV{} + ((typename C::U)1 << (8 * sizeof(T) - 1));
-  alignas(64) T weight[ROWS], wy[ROWS], flat[K * ROWS], m[ROWS], e[ROWS], e_of[K == 3 ? K * ROWS : 1], gap[ROWS], L[ROWS], LSE[ROWS], g[K * ROWS];
-  alignas(64) I yi[ROWS]; int64_t y[ROWS]; double total = 0; IV place[ROWS / N];     // whether the greatest of the first two is the second, bit 1: of three the last
+  alignas(64) T flat[K * ROWS], m[ROWS], e[ROWS], e_of[K == 3 ? K * ROWS : 1], gap[ROWS], g[K * ROWS]; Packed<T, ROWS> rows;
+  double total = 0; IV place[ROWS / N];                              // whether the greatest of the first two is the second, bit 1: of three the last
   const bool gradient = a->grad.data, weighted = a->weight.data || a->has_ignore, as_is = stored_as_is<T>(a->storage), past = a->stream && as_is;
   const ptrdiff_t item = item_size<T>(a->storage), ahead = rows_ahead(K * item, N);
-  for (ptrdiff_t r = 0; r < ROWS; r++) wy[r] = T(1);
+  Lines<T> onward(gradient ? a->grad.data + begin * K * item : 0);
   for (ptrdiff_t i0 = begin; i0 < end; i0 += ROWS) {
     const ptrdiff_t nb = end - i0 < ROWS ? end - i0 : ROWS, lanes = (nb + N - 1) / N * N;
-    const bool even = take_rows<T>(a, i0, nb, y, weight, out) && !w && nb == lanes;
-    for (ptrdiff_t r = nb; r < lanes; r++) { y[r] = 0; weight[r] = 0; }
-    for (ptrdiff_t r = 0; r < lanes; r++) yi[r] = (I)y[r];
-    if (w) for (ptrdiff_t r = 0; r < lanes; r++) wy[r] = w[y[r]];
+    const bool even = rows.take(a, w, i0, nb, lanes, out);
     const char* const from = a->logits.data + i0 * K * item; const T* z = (const T*)from;
     if (!as_is || lanes > nb) {
       widen_run(a->storage, from, nb * K, flat); z = flat;
@@ -43,7 +40,7 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
       const IV later = c[0] < c[1]; const V low = later ? c[0] : c[1]; V top = later ? c[1] : c[0];
       if constexpr (K == 2) place[r / N] = later;
       else {
-        const IV last = top < c[2], yv = *(const IV*)(yi + r);
+        const IV last = top < c[2], yv = *(const IV*)(rows.y + r);
         *(V*)(e_of + K * r) = last ? top : c[2];
         top = last ? c[2] : top; place[r / N] = (later & (I)1) | (last & (I)2);
         *(V*)(gap + r) = top - (yv == 0 ? c[0] : yv == 1 ? c[1] : c[2]);
@@ -56,7 +53,7 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
       const V top = *(const V*)(m + r), low = *(const V*)(e + r); V d;
       for (int k = 0; k < K; k++) __builtin_prefetch(next + (K * r + k * N) * item, 0, 2);
       if constexpr (K == 2) {
-        const IV yv = *(const IV*)(yi + r);
+        const IV yv = *(const IV*)(rows.y + r);
         *(V*)(e + r) = exp_below<T>(top, low, &d);
         *(V*)(gap + r) = (yv != 0) != place[r / N] ? d : V{};                                // the label is not the greater one
       } else {
@@ -68,18 +65,20 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
       }
     }
     char* const to = gradient ? a->grad.data + i0 * K * item : 0; Outgoing sent = {(const char*)g, to, nb * K * item, 0}; Wide<T> sum;
-    const bool limits = any_of(~unlimited), direct = as_is && !past && nb == lanes && !limits; T* const into = direct ? (T*)to : g;
+    const bool limits = any_of(~unlimited), even_run = as_is && nb == lanes && !limits, direct = even_run && !past, straight = even_run && past && onward.possible;
+    T* const into = direct ? (T*)to : g;
+    if constexpr (Lines<T>::POSSIBLE) if (!straight && gradient) onward.end(to);
     // `sums`: no weights and no limits, and only sums of losses are wanted
     auto close = [&](const bool sums) __attribute__((always_inline)) {
       for (ptrdiff_t r = 0; r < lanes; r += N) {
-        const V er = *(const V*)(e + r), far = *(const V*)(gap + r), lv = sums ? V{} + T(1) : *(const V*)(weight + r), wv = sums ? V{} + T(1) : *(const V*)(wy + r);
-        const V at = er * C::unguard, per = (wv * (lv * target.grad_scale)) * C::unguard; const IV yv = *(const IV*)(yi + r); V tail, by;
+        const V er = *(const V*)(e + r), far = *(const V*)(gap + r), lv = sums ? V{} + T(1) : *(const V*)(rows.weight + r), wv = sums ? V{} + T(1) : *(const V*)(rows.wy + r);
+        const V at = er * C::unguard, per = (wv * (lv * target.grad_scale)) * C::unguard; const IV yv = *(const IV*)(rows.y + r); V tail, by;
         if constexpr (K == 2) {
           const Softplus<V> s = softplus_of(at, per);
           tail = s.tail; by = sizeof(T) == 8 ? per / (T(1) + at) : s.quotient;               // in double the shared division costs an ulp
         } else { tail = log1p_of<T>(at); by = per / (T(1) + at); }
         const V loss = wv * (tail + (wv != T(0) ? far : V{})) * lv, weighed = lv == T(0) ? V{} : loss;
-        if (!sums) { *(V*)(L + r) = weighed; *(V*)(LSE + r) = *(const V*)(m + r) + tail; }
+        if (!sums) { *(V*)(rows.L + r) = weighed; *(V*)(rows.LSE + r) = *(const V*)(m + r) + tail; }
         sum.add(weighed);
         if (gradient) {
           V t[K]; const bool some = weighted && !sums; const IV dead = lv == T(0);
@@ -96,6 +95,9 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
               if (some) t[k] = dead ? V{} : t[k];
             }
           }
+          if constexpr (Lines<T>::POSSIBLE) {
+            if (straight) { V line[K]; Weave<T, K>::to_rows(t, (T*)line); onward.template put<K>(line, to + K * r * item); continue; }
+          }
           Weave<T, K>::to_rows(t, into + K * r);
           if (past && r + N < nb) sent.some(K * (r + N) * item);
         }
@@ -103,21 +105,16 @@ template <class T, int K> static void two_or_three(const SoftmaxRows* a, ptrdiff
     };
     if (even && !a->loss.data && !a->lse.data && !limits) close(true);
     else close(false);
-    if (__builtin_expect(limits, 0)) {
-      for (ptrdiff_t r = 0; r < nb; r++)
-        if (!(LSE[r] > -inf && LSE[r] < inf)) L[r] = limit_row<T>(a, target, i0 + r, y[r], weight[r], gradient ? g + K * r : 0, (T*)0, 1, LSE + r);
-      sum = Wide<T>(); sent.sent = 0;
-      for (ptrdiff_t r = 0; r < lanes; r += N) sum.add(*(const V*)(L + r));
-    }
+    if (__builtin_expect(limits, 0)) { sum = rows.limits(a, target, i0, nb, lanes, g); sent.sent = 0; }
     total += sum.total();
-    if (gradient) {
+    if (gradient && !straight) {
       if (!as_is) narrow_run(a->storage, g, nb * K, to);
       else if (past) sent.rest();
       else if (!direct) __builtin_memcpy(to, g, nb * K * item);
     }
-    if (a->loss.data) store_rows(a->loss, a->inner, i0, nb, L);
-    if (a->lse.data) store_rows(a->lse, a->inner, i0, nb, LSE);
+    rows.store(a, i0, nb);
   }
+  if constexpr (Lines<T>::POSSIBLE) if (gradient) onward.end(a->grad.data + end * K * item);
   if (a->stream) finish_stream();
   out->loss += total;
 }
