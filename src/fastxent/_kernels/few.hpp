@@ -150,13 +150,14 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
         sum.add(row.loss);
         if (gradient) {
           V* const x = (V*)(x_of + r * K); const V* const q = (const V*)(q_of + (MODE == SOFT ? r * K : 0)); V c[KNOWN ? KNOWN : 1]; V* const d = KNOWN ? c : x;
-          const V factor = lv * target.grad_scale;
+          const IV dead = lv == T(0); const bool some = weighted && !sums; V factor = lv * target.grad_scale;
+          if (some) { row.by = dead ? V{} : row.by; row.gy = dead ? V{} : row.gy; factor = dead ? V{} : factor; }
 #pragma GCC unroll 16
           for (ptrdiff_t k = 0; k < K; k++) {
             const V by = x[k] * row.by;
             d[k] = MODE == LABEL ? (yv == (I)k ? row.gy : by) : by - (MODE == SOFT ? q[k] : yv == (I)k ? V{} + target.top : V{} + beta) * factor;
           }
-          if (weighted && !sums) { const IV dead = lv == T(0); for (ptrdiff_t k = 0; k < K; k++) d[k] = dead ? V{} : d[k]; }
+          if (MODE == SOFT && some) for (ptrdiff_t k = 0; k < K; k++) d[k] = dead ? V{} : d[k];           // targets may be NaN
           if constexpr (Lines<T>::POSSIBLE && KNOWN) {
             if (straight) { V line[KNOWN]; rows_of<T, KNOWN>(d, K, (T*)line); onward.template put<KNOWN>(line, to + r * K * item); continue; }
           }

@@ -10,24 +10,26 @@ template <class T, int ROWS> struct Packed {
 
   // Labels and weights of rows [i, i + n), then rows of weight 0 up to `lanes`.  Whether there are none of these and every weight is 1.
   FX_INLINE_MEMBER bool take(const SoftmaxRows* a, const T* w, ptrdiff_t i, ptrdiff_t n, ptrdiff_t lanes, BlockOut* out) {
-    enum { INT64 = 7 }; const bool skips = a->has_ignore && (uint64_t)a->ignore < (uint64_t)a->classes;    // classes are ignored, not only other labels
-    if (a->labels.data && a->label_kind == INT64 && a->labels.outer == 8 && !skips && !w && !a->weight.data && n == lanes) {
-      const char* const from = a->labels.data + i * 8; uint64_t most = 0;
-      for (ptrdiff_t r = 0; r < n; r++) { uint64_t v; __builtin_memcpy(&v, from + r * 8, 8); most = v > most ? v : most; y[r] = (I)v; }
-      if (__builtin_expect(most < (uint64_t)a->classes, 1)) {
-        if (!ones) for (int r = 0; r < ROWS; r++) weight[r] = T(1);
-        ones = true; out->counted += n;
-        return true;
-      }
-    }
-    return ones = take_any(a, w, i, n, lanes, out);
+    if (!take_labels(a, i, n, out)) ones = take_any(a, i, n, out);
+    else if (a->weight.data) load_rows(a->weight, a->inner, i, n, weight);     // and `ones` is never true
+    else if (!ones) { for (int r = 0; r < ROWS; r++) weight[r] = T(1); ones = true; }
+    for (ptrdiff_t r = n; r < lanes; r++) { y[r] = 0; weight[r] = 0; ones = false; }
+    if (w) for (ptrdiff_t r = 0; r < lanes; r++) wy[r] = w[y[r]];
+    return ones && !w;
   }
-  __attribute__((noinline)) bool take_any(const SoftmaxRows* a, const T* w, ptrdiff_t i, ptrdiff_t n, ptrdiff_t lanes, BlockOut* out) {
-    int64_t label[ROWS];
-    const bool even = take_rows<T>(a, i, n, label, weight, out) && !w && n == lanes;
-    for (ptrdiff_t r = n; r < lanes; r++) { label[r] = 0; weight[r] = 0; }
-    for (ptrdiff_t r = 0; r < lanes; r++) y[r] = (I)label[r];
-    if (w) for (ptrdiff_t r = 0; r < lanes; r++) wy[r] = w[label[r]];
+  // The common case: int64 in one piece, all of them classes that count
+  FX_INLINE_MEMBER bool take_labels(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, BlockOut* out) {
+    enum { INT64 = 7 }; const bool skips = a->has_ignore && (uint64_t)a->ignore < (uint64_t)a->classes;
+    if (!a->labels.data || a->label_kind != INT64 || a->labels.outer != 8 || skips) return false;
+    const char* const from = a->labels.data + i * 8; uint64_t most = 0;
+    for (ptrdiff_t r = 0; r < n; r++) { uint64_t v; __builtin_memcpy(&v, from + r * 8, 8); most = v > most ? v : most; y[r] = (I)v; }
+    if (__builtin_expect(most >= (uint64_t)a->classes, 0)) return false;
+    out->counted += n;
+    return true;
+  }
+  __attribute__((noinline)) bool take_any(const SoftmaxRows* a, ptrdiff_t i, ptrdiff_t n, BlockOut* out) {
+    int64_t label[ROWS]; const bool even = take_rows<T>(a, i, n, label, weight, out);
+    for (ptrdiff_t r = 0; r < n; r++) y[r] = (I)label[r];
     return even;
   }
   // Rows whose maximum is not finite, once more, with gradients in g, and the sum of all losses

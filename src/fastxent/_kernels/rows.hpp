@@ -15,14 +15,16 @@ FX_INLINE Run run_at(const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n)
 template <class T> static inline void load_rows(const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n, T* out) {
   while (n > 0) {
     const Run run = run_at(m, inner, i, n);
-    for (ptrdiff_t k = 0; k < run.count; k++) __builtin_memcpy(out + k, run.at + k * run.stride, sizeof(T));
+    if (run.stride == (ptrdiff_t)sizeof(T)) __builtin_memcpy(out, run.at, run.count * sizeof(T));
+    else for (ptrdiff_t k = 0; k < run.count; k++) __builtin_memcpy(out + k, run.at + k * run.stride, sizeof(T));
     out += run.count; i += run.count; n -= run.count;
   }
 }
 template <class T> static inline void store_rows(const Matrix& m, ptrdiff_t inner, ptrdiff_t i, ptrdiff_t n, const T* from) {
   while (n > 0) {
     const Run run = run_at(m, inner, i, n);
-    for (ptrdiff_t k = 0; k < run.count; k++) __builtin_memcpy(run.at + k * run.stride, from + k, sizeof(T));
+    if (run.stride == (ptrdiff_t)sizeof(T)) __builtin_memcpy(run.at, from, run.count * sizeof(T));
+    else for (ptrdiff_t k = 0; k < run.count; k++) __builtin_memcpy(run.at + k * run.stride, from + k, sizeof(T));
     from += run.count; i += run.count; n -= run.count;
   }
 }
@@ -66,11 +68,14 @@ template <class T> static __attribute__((noinline)) bool take_rows(const Softmax
   if (has) for (ptrdiff_t r = 0; r < n; r++) skipped += y[r] == ignore;
   const bool some = skipped || most >= (uint64_t)K;
   if (some) {
-    for (ptrdiff_t r = n; r-- > 0;) {
-      const bool skip = has && y[r] == ignore, wrong = (uint64_t)y[r] >= (uint64_t)K;
-      if (skip) weight[r] = 0;
-      else if (wrong) { weight[r] = T(__builtin_nan("")); if (out->bad < 0 || out->bad > i + r) out->bad = i + r; }
-      if (wrong) y[r] = 0;
+    ptrdiff_t faults = 0;
+    for (ptrdiff_t r = 0; r < n; r++) faults += ((uint64_t)y[r] >= (uint64_t)K) & !(has & (y[r] == ignore));
+    for (ptrdiff_t r = 0; faults && r < n; r++)
+      if ((uint64_t)y[r] >= (uint64_t)K && !(has && y[r] == ignore)) { if (out->bad < 0 || out->bad > i + r) out->bad = i + r; break; }
+    for (ptrdiff_t r = 0; r < n; r++) {
+      const bool skip = has & (y[r] == ignore), wrong = (uint64_t)y[r] >= (uint64_t)K;
+      weight[r] = skip ? T(0) : wrong ? T(__builtin_nan("")) : weight[r];
+      y[r] = wrong ? 0 : y[r];
     }
   }
   out->counted += n - skipped;

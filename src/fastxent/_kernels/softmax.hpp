@@ -170,7 +170,11 @@ template <class T> static void totals(const SoftmaxRows* a, ptrdiff_t begin, ptr
     take_rows<T>(a, i0, nb, y, weight, out);
     if (a->labels.data) {
       if (!w && !a->weight.data) { total += (double)(out->counted - before); continue; }
-      for (ptrdiff_t r = 0; r < nb; r++) { const double v = counted(weight[r]); total += v == 0 ? 0 : v * (w ? w[y[r]] : T(1)); }
+      T wy[GROUP]; double group = 0;
+      for (ptrdiff_t r = 0; r < nb; r++) wy[r] = w ? w[y[r]] : T(1);
+#pragma omp simd reduction(+ : group)
+      for (ptrdiff_t r = 0; r < nb; r++) { const double v = counted(weight[r]); group += v == 0 ? 0 : v * wy[r]; }
+      total += group;
     } else {
       const bool in_line = a->inner == 1 && a->soft.cls == sizeof(T) && a->soft.outer == a->classes * (ptrdiff_t)sizeof(T);
       double block = 0;
