@@ -201,6 +201,32 @@ def test_blocks_with_rows_that_do_not_count(backend, dtype, n_classes, ignore, r
     assert_allclose(slope, np.where(dead[:, None], 0, grad / live), rtol=4 * eps, atol=0)
 
 
+@pytest.mark.parametrize("nothing", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("targets", ["ignored", "labels", "soft", "smoothed"])
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 7, 10, 30, 100])
+def test_blocks_with_hostile_rows_that_do_not_count(backend, dtype, n_classes, targets, nothing):
+    """A row that is ignored or weighs nothing is 0, whatever logit of it is not finite, and the others' bits stay."""
+    n = 280
+    z, rng = normal((n, n_classes), dtype), np.random.default_rng(2)
+    y, dead = rng.integers(0, n_classes, n), rng.random(n) < 0.1
+    t = rng.dirichlet(np.ones(n_classes), n).astype(dtype) if targets == "soft" else y
+    options = dict(reduction="none", label_smoothing=0.1 if targets == "smoothed" else 0.0, backend=backend)
+    expected = fx.softmax_cross_entropy_with_grad(z, t, **options)
+    for rows in (n, 1):
+        hostile = z.copy()
+        hostile[dead, rng.integers(0, n_classes, n)[dead]] = nothing
+        if targets == "ignored":
+            labels, weight = np.where(dead, -100, y), None
+        else:
+            labels, weight = t, np.where(dead, 0, np.ones(n)).astype(dtype)
+        for begin in range(0, n, rows):
+            part = slice(begin, begin + rows)
+            v = None if weight is None else weight[part]
+            loss, grad = fx.softmax_cross_entropy_with_grad(hostile[part], labels[part], sample_weight=v, **options)
+            assert_array_equal(loss, np.where(dead[part], 0, expected[0][part]))
+            assert_array_equal(grad, np.where(dead[part, None], 0, expected[1][part]))
+
+
 @pytest.mark.parametrize("kind", ["int32", "uint8", "big-endian", "strided", "reversed", "unaligned"])
 @pytest.mark.parametrize("n_classes", [2, 3, 5, 30])
 def test_blocks_of_labels_of_any_kind(backend, dtype, n_classes, kind):

@@ -157,7 +157,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
             const V by = x[k] * row.by;
             d[k] = MODE == LABEL ? (yv == (I)k ? row.gy : by) : by - (MODE == SOFT ? q[k] : yv == (I)k ? V{} + target.top : V{} + beta) * factor;
           }
-          if (MODE == SOFT && some) for (ptrdiff_t k = 0; k < K; k++) d[k] = dead ? V{} : d[k];           // targets may be NaN
+          if (some && (MODE == SOFT || any_of(dead & (row.lse != row.lse)))) for (ptrdiff_t k = 0; k < K; k++) d[k] = dead ? V{} : d[k];  // NaN times 0
           if constexpr (Lines<T>::POSSIBLE && KNOWN) {
             if (straight) { V line[KNOWN]; rows_of<T, KNOWN>(d, K, (T*)line); onward.template put<KNOWN>(line, to + r * K * item); continue; }
           }
