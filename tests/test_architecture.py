@@ -445,7 +445,10 @@ def other_instruction_sets():
 def test_every_instruction_set_is_exact(isa):
     """The ulp and edge tests on every instruction set that this machine has, each in its own process."""
     tests = Path(__file__).parent
-    files = [str(tests / f"test_{name}.py") for name in ("accuracy", "softmax", "sigmoid", "binary", "edges")]
+    files = [
+        str(tests / f"test_{name}.py")
+        for name in ("accuracy", "softmax", "sigmoid", "binary", "edges", "losses")
+    ]
     files += [
         str(tests / f"test_{name}.py") for name in ("divergence", "binary_family", "family", "large_layer")
     ]

@@ -222,7 +222,9 @@ def test_blocks_with_hostile_rows_that_do_not_count(backend, dtype, n_classes, t
         for begin in range(0, n, rows):
             part = slice(begin, begin + rows)
             v = None if weight is None else weight[part]
-            loss, grad = fx.softmax_cross_entropy_with_grad(hostile[part], labels[part], sample_weight=v, **options)
+            loss, grad = fx.softmax_cross_entropy_with_grad(
+                hostile[part], labels[part], sample_weight=v, **options
+            )
             assert_array_equal(loss, np.where(dead[part], 0, expected[0][part]))
             assert_array_equal(grad, np.where(dead[part, None], 0, expected[1][part]))
 

@@ -82,12 +82,11 @@ def test_smoothed_real_target(real_target, backend):
 
 
 def test_equilibrium(backend):
-    """Where the discriminator knows nothing its loss is 2 log 2, however many samples either group has."""
+    """Where the discriminator knows nothing its loss is 2 log 2 (to 4 ulp), however many samples either group has."""
     for n_real, n_fake in ((1, 1), (3, 5), (7, 2)):
         y = np.repeat([1, 0], [n_real, n_fake])
         loss = fx.GANDiscriminatorLoss().loss(np.zeros(n_real + n_fake), y, backend=backend)
         assert loss == pytest.approx(1.3862943611198906, rel=1e-15)
-    assert fx.GANDiscriminatorLoss().loss(np.zeros(2), [1, 0], backend=backend) == 1.3862943611198906
     assert fx.GANGeneratorLoss().loss(np.zeros(3), None, backend=backend) == pytest.approx(
         0.6931471805599453, rel=1e-15
     )

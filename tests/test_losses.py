@@ -88,10 +88,10 @@ def test_methods_against_the_oracle(backend, dtype, row, weighted, reduction):
     assert loss.dtype == dtype if reduction == "none" else type(loss) is float
     again, grad = f.loss_grad(z, y, **common)
     assert_array_equal(again, loss)
-    assert_allclose(grad, truth.grad, rtol=rtol, atol=rtol * np.abs(truth.scale).max())
-    assert grad.dtype == z.dtype
-    only, hess = f.grad_hess(z, y, **common)
-    assert_array_equal(only, grad)
+    only, hess = f.grad_hess(z, y, **common)  # another kernel than without a Hessian, for some shapes
+    for slope in (grad, only):
+        assert_allclose(slope, truth.grad, rtol=rtol, atol=rtol * np.abs(truth.scale).max())
+        assert slope.dtype == z.dtype
     assert_allclose(hess, truth.hess, rtol=rtol, atol=rtol * np.abs(truth.hess).max())
     assert hess.dtype == z.dtype
     if family == "softmax":
@@ -111,9 +111,9 @@ def test_positional_arguments_and_threads(backend, row):
     )
     first = f.loss_grad(z, y, v, "sum", backend=backend, num_threads=1)
     assert_array_equal(first[1], f.loss_grad(z, y, v, "sum", backend=backend)[1])
-    assert_array_equal(
-        first[1], f.grad_hess(z, y, v, "sum", hessian="exact", backend=backend, num_threads=1)[0]
-    )
+    curved = f.grad_hess(z, y, v, "sum", hessian="exact", backend=backend, num_threads=1)
+    for part, other in zip(curved, f.grad_hess(z, y, v, "sum", backend=backend), strict=True):
+        assert_array_equal(part, other)
     one = f.hvp(z, y, x, v, "sum", backend=backend, num_threads=1)
     assert_array_equal(one, f.hvp(z, y, x, v, "sum", backend=backend))
 
