@@ -1,10 +1,10 @@
 // Softmax rows one after another, lanes are classes: every row stays in the cache for its three sweeps.
 namespace FX_NS { namespace {
 
-// Bytes: a longer row (twice that where e lies nowhere else, four times that where it goes past the cache) is not asked for by the row
-// before it; one that would fill the first-level cache is asked for into the second there; from e to the line of it that is asked for;
-// from there on gradients go past the cache, where one row's ends cost less than its lines gain.
-enum { AHEAD = 1 << 17, NEAR = 1 << 14, WRITE_AHEAD = 1024, PAST_FROM = 1536 };
+// Bytes: a longer row is not asked for by the row before it, where e shares the cache with it (twice that where e overwrites the logits)
+// and where it does not; one that would fill the first-level cache is asked for into the second there; from e to the line of it that is
+// asked for; from there on gradients go past the cache, where one row's ends cost less than its lines gain.
+enum { AHEAD = 1 << 17, AHEAD_OTHERWISE = 1 << 20, NEAR = 1 << 14, WRITE_AHEAD = 1024, PAST_FROM = 1536 };
 // Vectors between two additions to the double sums: lanes that added up many more of them would lose a digit.
 enum { BETWEEN = 64 };
 
@@ -226,7 +226,8 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         if (MODE >= SOFT) for (ptrdiff_t k = 0; k < K; k++) if (!is_share<T>(goal[k]) && out->bad < 0) out->bad = i0 + r;
         weight[r] = 0;
       } else {
-        const char* const next = i0 + r + 1 < end && K * item <= (past ? 4 * AHEAD : e && e != z ? AHEAD : 2 * AHEAD) ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
+        const ptrdiff_t asked = past || !e ? AHEAD_OTHERWISE : e != z ? AHEAD : 2 * AHEAD;
+        const char* const next = i0 + r + 1 < end && K * item <= asked ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
         const bool lesser = (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) && target.top < target.beta;
         const double apart = lesser ? far_of_others(z, MODE == SMOOTH ? (const T*)0 : target.w, K, label, m) : 0;
         RowSums<T> s;
