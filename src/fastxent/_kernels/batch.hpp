@@ -67,11 +67,12 @@ template <class T, int MODE> static void batch(const SoftmaxRows* a, ptrdiff_t b
       if (lesser) for (ptrdiff_t r = 0; r < N; r++) apart[r] = r < nb ? T(far_of_others(z[r], MODE == SMOOTH ? (const T*)0 : w, K, y[at + r], high[r])) : T(0);
       for (ptrdiff_t r = 0; r < N; r++) {
         Parts<T> p;
-        const char* const next = in_line && i0 + N + r < end ? a->logits.data + (i0 + N + r) * a->logits.outer : (const char*)z[r];
+        const ptrdiff_t coming = i0 + N + r < end ? i0 + N + r : end - 1;
+        const Next<T> next = {in_line ? a->logits.data + coming * a->logits.outer : (const char*)z[r], MODE >= SOFT ? (const T*)run_at(a->soft, a->inner, coming, 1).at : 0, item};
         if (r < nb && !(skip >> r & 1)) {
           const VShift<T> s = {V{} + c[r], V{} + lo[r], V{} + magic[r]}; const V mm = V{} + high[r], last = *(const Loose*)(z[r] + K - N);
-          if (a->grad.data) row_part<T, MODE, true, false>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item, asking);
-          else row_part<T, MODE, false, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p, next, item, asking);
+          if (a->grad.data) row_part<T, MODE, true, false>(z[r], e[r], goal[r], target, 0, body, K, last, fresh, s, mm, p, next, asking);
+          else row_part<T, MODE, false, false>(z[r], (T*)0, goal[r], target, 0, body, K, last, fresh, s, mm, p, next, asking);
           if (MODE >= SOFT && any_of(p.odd) && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         }
         sent.some((r + 1) * sent.bytes / N);

@@ -93,7 +93,8 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
       shifts[r / N] = shift_of_lanes<T>(m); *(V*)(M + r) = m; *(V*)(ZY + r) = zy;
     }
     for (ptrdiff_t r = 0; r < lanes; r += N) {
-      const char* const next = a->logits.data + (i0 + r + (i0 + r + ahead + N <= end ? ahead : 0)) * K * item;
+      const ptrdiff_t later = i0 + r + (i0 + r + ahead + N <= end ? ahead : 0);
+      const char* const next = a->logits.data + later * K * item; const T* const next_goal = MODE == SOFT ? (const T*)a->soft.data + later * K : 0;
       const IV yv = *(const IV*)(block.y + r); const V m = *(const V*)(M + r); const VShift<T> sh = shifts[r / N];
       V* const x = (V*)(x_of + r * K); V* const q = (V*)(q_of + (MODE == SOFT ? r * K : 0));
       TopAndOthers<T> es[CH]; V ey = {}, nears[CH] = {}, Qs[CH] = {}; IV odd = {};
@@ -101,6 +102,7 @@ template <class T, int KNOWN, int MODE> static void few(const SoftmaxRows* a, pt
         const V u = x[k], e = exp_of<T>(u, sh), far = m - u;
         __builtin_prefetch(next + k * N * item, 0, 2);
         if (MODE == SOFT) {
+          __builtin_prefetch(next_goal + k * N, 0, 2);
           odd |= ~is_share<T>(q[k]); q[k] = q[k] * alpha + beta;
           Qs[c] += q[k]; nears[c] += q[k] * (q[k] != T(0) ? far : V{});
         } else if (!FETCHED) ey = first && c == 0 ? e : yv == (I)k ? e : ey;

@@ -16,16 +16,24 @@ template <class T> FX_INLINE typename Vec<T>::IV fresh_lanes(ptrdiff_t K) {
   enum { N = Vec<T>::N }; typename Vec<T>::IV lane; for (int i = 0; i < N; i++) lane[i] = (typename Vec<T>::I)i;
   return lane >= (typename Vec<T>::I)(N - K % N);
 }
+// The row that comes, in numbers of `item` bytes, and its targets
+template <class T> struct Next {
+  const char* z; const T* goal; ptrdiff_t item;
+  template <int MODE, bool FAR> FX_INLINE_MEMBER void ask(ptrdiff_t j) const {
+    __builtin_prefetch(z + j * item, 0, FAR ? 2 : 3);
+    if (MODE == SOFT || MODE == SOFT_WEIGHTED) __builtin_prefetch(goal + j, 0, FAR ? 2 : 3);
+  }
+};
 // (2): e into `e` if STORE, and the sums, over the whole vectors of [j, stop).  The ragged end, where K is given, is one overlapping
 // vector, `last`: loaded before its lanes are overwritten (e may be z), its old lanes masked out of the sums.
 //
-// The exponentials leave memory idle: meanwhile lines of the row at `next`, in numbers of `item` bytes, and of e are asked for. The
-// hardware's prefetcher ends with each row's first sweep; without this a forward pass takes 1.2 to 1.4 times as long.
+// The exponentials leave memory idle: meanwhile lines of the row that comes and of e are asked for. The hardware's prefetcher ends with
+// each row's first sweep; without this a forward pass takes 1.2 to 1.4 times as long.
 //
 // `beside` is done with every vector of e but the last few of a row.
 template <class T, int MODE, bool STORE, bool FAR, class Beside> FX_INLINE void row_part(
     const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t j, ptrdiff_t stop, ptrdiff_t K, const typename Vec<T>::V last,
-    const typename Vec<T>::IV fresh, const VShift<T>& sh, const typename Vec<T>::V mm, Parts<T>& o, const char* next, ptrdiff_t item, Beside& beside) {
+    const typename Vec<T>::IV fresh, const VShift<T>& sh, const typename Vec<T>::V mm, Parts<T>& o, const Next<T>& next, Beside& beside) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::Loose Loose;
   enum { N = Vec<T>::N, CH = sizeof(T) == 8 ? 4 : 2 };
   const T alpha = target.alpha, beta = target.beta; const T* const w = target.w; V rest[CH] = {}, all[CH] = {};
@@ -50,13 +58,13 @@ template <class T, int MODE, bool STORE, bool FAR, class Beside> FX_INLINE void 
     V u[CH];
 #pragma GCC unroll 4
     for (int c = 0; c < CH; c++) {
-      u[c] = *(const Loose*)(z + j + c * N); __builtin_prefetch(next + (j + c * N) * item, 0, FAR ? 2 : 3);
+      u[c] = *(const Loose*)(z + j + c * N); next.template ask<MODE, FAR>(j + c * N);
       if (STORE) beside(e + j + c * N);
     }
 #pragma GCC unroll 4
     for (int c = 0; c < CH; c++) one(u[c], j + c * N, c, false);
   }
-  for (; j < stop; j += N) { __builtin_prefetch(next + j * item, 0, FAR ? 2 : 3); one(*(const Loose*)(z + j), j, 0, false); }
+  for (; j < stop; j += N) { next.template ask<MODE, FAR>(j); one(*(const Loose*)(z + j), j, 0, false); }
   if (K > stop) one(last, K - N, 1, true);
   for (int c = 1; c < CH; c++) { rest[0] += rest[c]; all[0] += all[c]; }
   o.rest = rest[0]; o.all = all[0];
@@ -68,7 +76,7 @@ template <class T> struct Asking { FX_INLINE_MEMBER void operator()(const T* e) 
 template <class T> struct RowSums { double rest, all, far, goal, infinite; T top; bool odd; };
 
 template <class T, int MODE, bool STORE, bool FAR, class Beside> FX_INLINE RowSums<T> row_sums(
-    const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T m, const typename Vec<T>::V last, const char* next, ptrdiff_t item, Beside& beside) {
+    const T* z, T* e, const T* goal, const Target<T>& target, ptrdiff_t K, T m, const typename Vec<T>::V last, const Next<T>& next, Beside& beside) {
   typedef typename Vec<T>::V V; typedef typename Vec<T>::IV IV; enum { N = Vec<T>::N };
   const ptrdiff_t body = K / N * N; const Shift<T> s = shift_of(m); const VShift<T> sh = splat(s); const V mm = V{} + m;
   const IV fresh = fresh_lanes<T>(K); IV odd = {};
@@ -80,7 +88,7 @@ template <class T, int MODE, bool STORE, bool FAR, class Beside> FX_INLINE RowSu
   };
   for (ptrdiff_t j = 0; j < body; j += BETWEEN * N) {
     const bool rest_of_row = body - j <= BETWEEN * N;
-    Parts<T> p; row_part<T, MODE, STORE, FAR>(z, e, goal, target, j, rest_of_row ? body : j + BETWEEN * N, rest_of_row ? K : 0, last, fresh, sh, mm, p, next, item, beside);
+    Parts<T> p; row_part<T, MODE, STORE, FAR>(z, e, goal, target, j, rest_of_row ? body : j + BETWEEN * N, rest_of_row ? K : 0, last, fresh, sh, mm, p, next, beside);
     o.rest += folded(p.rest); o.all += folded(p.all);
     if (MODE != LABEL) { o.far += folded(p.far); o.goal += folded(p.share); }
     if (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) o.infinite += folded(p.infinite);
@@ -227,16 +235,17 @@ template <class T, int MODE> static void wide(const SoftmaxRows* a, ptrdiff_t be
         weight[r] = 0;
       } else {
         const ptrdiff_t asked = past || !e ? AHEAD_OTHERWISE : e != z ? AHEAD : 2 * AHEAD;
-        const char* const next = i0 + r + 1 < end && K * item <= asked ? run_at(a->logits, a->inner, i0 + r + 1, 1).at : zp;
+        const ptrdiff_t coming = i0 + r + (i0 + r + 1 < end && K * item <= asked);
+        const Next<T> next = {run_at(a->logits, a->inner, coming, 1).at, MODE >= SOFT ? (const T*)run_at(a->soft, a->inner, coming, 1).at : 0, item};
         const bool lesser = (MODE == SMOOTH || MODE == SMOOTH_WEIGHTED) && target.top < target.beta;
         const double apart = lesser ? far_of_others(z, MODE == SMOOTH ? (const T*)0 : target.w, K, label, m) : 0;
         RowSums<T> s;
-        if (past && K * item <= NEAR) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, item, leaving);
-        else if (past) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, item, leaving);
-        else if (e && (e != z || K * item <= NEAR)) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, item, asking);
-        else if (e) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, item, asking);
-        else if (K * item <= NEAR) s = row_sums<T, MODE, false, false>(z, e, goal, target, K, m, last, next, item, asking);
-        else s = row_sums<T, MODE, false, true>(z, e, goal, target, K, m, last, next, item, asking);
+        if (past && K * item <= NEAR) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, leaving);
+        else if (past) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, leaving);
+        else if (e && (e != z || K * item <= NEAR)) s = row_sums<T, MODE, true, false>(z, e, goal, target, K, m, last, next, asking);
+        else if (e) s = row_sums<T, MODE, true, true>(z, e, goal, target, K, m, last, next, asking);
+        else if (K * item <= NEAR) s = row_sums<T, MODE, false, false>(z, e, goal, target, K, m, last, next, asking);
+        else s = row_sums<T, MODE, false, true>(z, e, goal, target, K, m, last, next, asking);
         if (MODE >= SOFT && s.odd && (out->bad < 0 || out->bad > i0 + r)) out->bad = i0 + r;
         const double top = s.top, ties = __builtin_rint((s.all - s.rest) / top), rest = s.rest + (ties - 1) * top, sum = rest + top;
         const double wy = target.w && MODE < SOFT ? target.w[label] : 1, q = rest / top;
